@@ -1,0 +1,7 @@
+"""Floor 0: settings and arithmetic. Imports neither torch nor deepspeed."""
+
+from config.choice import Choice
+from config.errors import CheckpointError, ConfigError, DataError, GroundworkError
+from config.schema import GPTConfig, RunConfig
+
+__all__ = ["CheckpointError", "Choice", "ConfigError", "DataError", "GPTConfig", "GroundworkError", "RunConfig"]

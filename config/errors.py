@@ -1,0 +1,17 @@
+"""Errors meant for the person at the keyboard. Invariants of our own are `assert`s."""
+
+
+class GroundworkError(Exception):
+    """Base of every error that is printed as one message, without a traceback."""
+
+
+class ConfigError(GroundworkError):
+    """A recipe, an override, a ds_config or a launcher's setting is wrong."""
+
+
+class DataError(GroundworkError):
+    """A source, a tokenizer, a shard or a manifest is missing or damaged."""
+
+
+class CheckpointError(GroundworkError):
+    """A checkpoint is missing, damaged or belongs to another model."""
