@@ -1,0 +1,66 @@
+"""One pre-norm Transformer block.
+
+Letters: B rows, T row length, D width, F feed-forward width.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from config import GPTConfig
+from model.attention import Attention
+from model.cache import LayerCache
+from model.kernels import Kernel
+from model.layout import Layout
+from model.norm import make_norm
+from model.position import Rotary
+
+
+def activate(x: Tensor, name: str) -> Tensor:
+    """Feed-forward activation. SwiGLU: Shazeer 2020, arXiv:2002.05202; squared ReLU: So et al. 2021, arXiv:2109.08668."""
+    match name:
+        case "gelu":
+            return F.gelu(x)
+        case "gelu_tanh":
+            return F.gelu(x, approximate="tanh")
+        case "swiglu":
+            return F.silu(x)
+        case "relu2":
+            return F.relu(x).square()
+    raise AssertionError(f"unknown activation {name}")
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.activation = config.activation
+        self.gate_proj = nn.Linear(config.hidden_size, config.ffn_width, bias=config.bias) if config.gated else None
+        self.up_proj = nn.Linear(config.hidden_size, config.ffn_width, bias=config.bias)
+        self.down_proj = nn.Linear(config.ffn_width, config.hidden_size, bias=config.bias)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        up_BTF = self.up_proj(x_BTD)
+        if self.gate_proj is None:
+            return self.down_proj(activate(up_BTF, self.activation))
+        return self.down_proj(activate(self.gate_proj(x_BTD), self.activation) * up_BTF)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + feed_forward(norm(x)), with dropout on both branches."""
+
+    def __init__(self, config: GPTConfig, kernel: Kernel):
+        super().__init__()
+        self.attention_norm = make_norm(config)
+        self.attention = Attention(config, kernel)
+        self.feed_forward_norm = make_norm(config)
+        self.feed_forward = FeedForward(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        rotary: Rotary | None = None,
+        layout: Layout | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), rotary, layout, cache))
+        return x_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))

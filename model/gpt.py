@@ -1,0 +1,113 @@
+"""The GPT family: token embedding, blocks, norm, head. GPT-2, Llama and Qwen3 are settings of it.
+
+Letters: B rows, T row length, D width, V vocabulary.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from config import Choice, GPTConfig
+from model.block import Block
+from model.cache import KVCache
+from model.head import Head, Loss
+from model.kernels import Kernel, choose_kernel
+from model.layout import Layout
+from model.norm import make_norm
+from model.position import Rotary, rotary_table
+
+
+class GPT(nn.Module):
+    def __init__(self, config: GPTConfig, kernel: Kernel, *, loss_chunk_tokens: int, activation_checkpointing: bool):
+        super().__init__()
+        self.config = config
+        self.kernel = kernel
+        self.activation_checkpointing = activation_checkpointing
+        learned = config.position == "learned"
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_positions = nn.Embedding(config.max_positions, config.hidden_size) if learned else None
+        self.embed_dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config, kernel) for _ in range(config.num_layers))
+        self.final_norm = make_norm(config)
+        tied_weight = self.embed_tokens.weight if config.tied_embeddings else None
+        self.lm_head = Head(config, chunk_tokens=loss_chunk_tokens, tied_weight=tied_weight)
+
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        labels_BT: Tensor | None = None,
+        layout: Layout | None = None,
+        cache: KVCache | None = None,
+    ) -> Loss | Tensor:
+        """Loss against `labels_BT` (already shifted; IGNORE where nothing is predicted), or hidden states [B, T, D].
+
+        With a `layout`, documents of a row do not see each other. With a `cache`, the tokens continue the cached ones.
+        """
+        positions = self._positions(tokens_BT, layout, cache)
+        x_BTD = self._embed(tokens_BT, positions)
+        rotary = self._rotary(positions)
+        if layout is not None and self.kernel.dense_mask:
+            layout = layout.with_mask()
+        recompute = self.activation_checkpointing and torch.is_grad_enabled()
+        for i, block in enumerate(self.blocks):
+            if recompute:
+                x_BTD = checkpoint(block, x_BTD, rotary, layout, use_reentrant=False)
+            else:
+                x_BTD = block(x_BTD, rotary, layout, cache.layers[i] if cache else None)
+        x_BTD = self.final_norm(x_BTD)
+        return x_BTD if labels_BT is None else self.lm_head(x_BTD, labels_BT)
+
+    def logits(self, hidden_BTD: Tensor) -> Tensor:
+        """Scores [B, T, V] of the next token from the hidden states of `forward`."""
+        return self.lm_head(hidden_BTD)
+
+    def _positions(self, tokens_BT: Tensor, layout: Layout | None, cache: KVCache | None) -> Tensor:
+        if layout is not None:
+            return layout.positions_BT
+        start = cache.length if cache else 0
+        end = start + tokens_BT.shape[1]
+        assert end <= self.config.max_positions, f"{end} tokens, but max_positions is {self.config.max_positions}"
+        return torch.arange(start, end, device=tokens_BT.device)
+
+    def _embed(self, tokens_BT: Tensor, positions: Tensor) -> Tensor:
+        x_BTD = self.embed_tokens(tokens_BT)
+        if self.embed_positions is not None:
+            x_BTD = x_BTD + self.embed_positions(positions)
+        return self.embed_dropout(x_BTD)
+
+    def _rotary(self, positions: Tensor) -> Rotary | None:
+        if self.config.position != "rotary":
+            return None
+        return rotary_table(positions, self.config.head_width, self.config.rope_theta)
+
+
+def build(
+    config: GPTConfig,
+    *,
+    kernel: Choice[Kernel] | str = "auto",
+    loss_chunk_tokens: int = 1024,
+    activation_checkpointing: bool = False,
+) -> GPT:
+    """A GPT on the default device in the default dtype. Its weights still have to be filled (`init_weights` or a file).
+
+    `kernel` is what `choose_kernel` returned, or a name from which it chooses for the default device and dtype.
+    Raises ConfigError when a kernel asked for by name cannot work.
+    """
+    if isinstance(kernel, str):
+        device, dtype = torch.get_default_device(), torch.get_default_dtype()
+        kernel = choose_kernel(config, device, dtype, document_masking=True, wanted=kernel)
+    return GPT(
+        config,
+        kernel.value,
+        loss_chunk_tokens=loss_chunk_tokens,
+        activation_checkpointing=activation_checkpointing,
+    )
+
+
+def compile_blocks(model: GPT, **options: Any) -> None:
+    """torch.compile each block and the loss in place: names in the state dict stay, and all blocks share one compilation."""
+    for block in model.blocks:
+        block.compile(**options)
+    model.lm_head.compile_chunks(**options)

@@ -1,0 +1,59 @@
+"""Where documents begin and end in a batch of packed rows.
+
+Letters: B rows, T row length, N = B x T tokens, S documents.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Documents of a batch. Attention and positions stay inside each of them; without a Layout a row is one document."""
+
+    cu_seqlens: Tensor
+    """Document boundaries in the flattened batch, int32 [S + 1], from 0 to N."""
+    max_seqlen: int
+    """Length of the longest document, in tokens."""
+    positions_BT: Tensor
+    """Position of each token in its document, int64."""
+    document_ids_BT: Tensor
+    """Number of each token's document, int32."""
+    mask_B1TT: Tensor | None = None
+    """True where a query (third axis) may see a key (last axis); only for kernels that take a dense mask."""
+
+    @classmethod
+    def from_cu_seqlens(
+        cls,
+        cu_seqlens: Tensor | np.ndarray | Sequence[int],
+        batch: int,
+        length: int,
+        device: torch.device | str | None = None,
+    ) -> "Layout":
+        """Layout of `batch` rows of `length` tokens from document boundaries on the CPU.
+
+        A document that runs over the end of a row is cut there: rows never see each other.
+        """
+        total = batch * length
+        boundaries = torch.as_tensor(cu_seqlens, dtype=torch.int64)
+        assert boundaries[0] == 0 and boundaries[-1] == total, f"cu_seqlens must run from 0 to {total}"
+        boundaries = torch.unique(torch.cat([boundaries, torch.arange(0, total + 1, length)]))
+        lengths = boundaries.diff()
+        document_ids = torch.arange(len(lengths), dtype=torch.int32).repeat_interleave(lengths)
+        positions = torch.arange(total) - boundaries[:-1].repeat_interleave(lengths)
+        return cls(
+            cu_seqlens=boundaries.to(device, torch.int32),
+            max_seqlen=int(lengths.max()),
+            positions_BT=positions.view(batch, length).to(device),
+            document_ids_BT=document_ids.view(batch, length).to(device),
+        )
+
+    def with_mask(self) -> "Layout":
+        """The same layout with its dense mask: causal, and inside one document."""
+        ids = self.document_ids_BT
+        same_document = ids[:, :, None] == ids[:, None, :]
+        return replace(self, mask_B1TT=same_document.tril().unsqueeze(1))
