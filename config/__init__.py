@@ -2,6 +2,17 @@
 
 from config.choice import Choice
 from config.errors import CheckpointError, ConfigError, DataError, GroundworkError
+from config.load import dump_recipe, load_recipe
 from config.schema import GPTConfig, RunConfig
 
-__all__ = ["CheckpointError", "Choice", "ConfigError", "DataError", "GPTConfig", "GroundworkError", "RunConfig"]
+__all__ = [
+    "CheckpointError",
+    "Choice",
+    "ConfigError",
+    "DataError",
+    "GPTConfig",
+    "GroundworkError",
+    "RunConfig",
+    "dump_recipe",
+    "load_recipe",
+]
