@@ -1,5 +1,6 @@
 """Floor 0: settings and arithmetic. Imports neither torch nor deepspeed."""
 
+from config.changes import Difference, compare
 from config.choice import Choice
 from config.errors import CheckpointError, ConfigError, DataError, GroundworkError
 from config.load import dump_recipe, load_recipe
@@ -10,9 +11,11 @@ __all__ = [
     "Choice",
     "ConfigError",
     "DataError",
+    "Difference",
     "GPTConfig",
     "GroundworkError",
     "RunConfig",
+    "compare",
     "dump_recipe",
     "load_recipe",
 ]

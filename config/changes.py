@@ -1,0 +1,82 @@
+"""What may change between a checkpoint and the recipe that continues it."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from config.schema import RunConfig
+
+Kind = Literal["harmless", "needs_consent", "refused"]
+
+# The first pattern that a setting's name starts with decides. A setting that no pattern knows needs consent.
+RULES: list[tuple[str, Kind, str]] = [
+    ("model.dropout", "needs_consent", "regularises differently from here on"),
+    ("model.init_std", "harmless", "only used to start"),
+    ("model.zero_init_outputs", "harmless", "only used to start"),
+    ("model.preset", "harmless", "the architecture's own settings are compared one by one"),
+    ("model.", "refused", "the checkpoint's weights belong to another model"),
+    ("data.row_length", "refused", "rows are counted from the start, so another length reads other tokens"),
+    ("data.prefetch_steps", "harmless", "read ahead more or less"),
+    ("data.document_masking", "needs_consent", "the model sees other context"),
+    ("data.", "needs_consent", "the order of the data is another from here on"),
+    ("batch.micro_batch_size", "harmless", "the same rows in other slices"),
+    ("batch.global_batch_size", "needs_consent", "steps are larger or smaller from here on"),
+    ("optimizer.name", "refused", "the checkpoint holds another optimiser's state"),
+    ("optimizer.", "needs_consent", "updates are computed differently from here on"),
+    ("schedule.", "needs_consent", "the learning rate follows another curve from here on"),
+    ("engine.precision", "needs_consent", "rounding differs from here on"),
+    ("engine.", "harmless", "computes the same in another way"),
+    ("run.seed", "needs_consent", "the order of the data and dropout are others from here on"),
+    ("run.", "harmless", "does not change what is trained"),
+    ("checkpoint.", "harmless", "does not change what is trained"),
+    ("validation.", "harmless", "does not change what is trained"),
+    ("monitor.", "harmless", "does not change what is trained"),
+]
+
+ENDLESS = ("constant", "inverse_sqrt")
+"""Schedules that do not depend on the number of steps."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    setting: str
+    old: Any
+    new: Any
+    kind: Kind
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.setting}: {self.old} → {self.new} ({self.why})"
+
+
+def compare(old: RunConfig, new: RunConfig) -> list[Difference]:
+    """Settings in which a recipe differs from the one saved in a checkpoint, and what each means for continuing."""
+    before, after = _settings(old), _settings(new)
+    differences = []
+    for setting in dict.fromkeys([*before, *after]):
+        was, now = before.get(setting), after.get(setting)
+        if was != now:
+            differences.append(Difference(setting, was, now, *_judge(setting, old, new)))
+    return differences
+
+
+def _judge(setting: str, old: RunConfig, new: RunConfig) -> tuple[Kind, str]:
+    if setting == "schedule.steps" and old.schedule.name == new.schedule.name and old.schedule.name in ENDLESS:
+        return "harmless", "the learning rate does not depend on the length of the run"
+    return next(
+        ((kind, why) for start, kind, why in RULES if setting.startswith(start)), ("needs_consent", "not judged")
+    )
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    """Settings by dotted name; sizes that were left to their defaults as if they were written out."""
+    model = config.model
+    sizes = {"num_kv_heads": model.kv_heads, "head_size": model.head_width, "ffn_size": model.ffn_width}
+    return _flat(config.model_dump()) | _flat({"model": sizes})
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted name; a list is one setting."""
+    flat = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
