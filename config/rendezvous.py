@@ -1,0 +1,33 @@
+"""Which rank this process is, from the environment of whatever launched it; known before any slow import."""
+
+from collections.abc import Mapping
+
+from config.errors import ConfigError
+
+
+def rendezvous_environment(environ: Mapping[str, str], free_port: int) -> dict[str, str]:
+    """The five rendezvous variables a launcher did not set: from SLURM_* under srun, else those of one process."""
+    if "RANK" in environ:
+        needed = {"WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} - environ.keys()
+        if needed:
+            raise ConfigError(
+                f"RANK is set but {', '.join(sorted(needed))} is not: set all of them, or none for one process"
+            )
+        return {} if "LOCAL_RANK" in environ else {"LOCAL_RANK": environ["RANK"]}
+    if int(environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in environ:
+        if not {"MASTER_ADDR", "MASTER_PORT"} <= environ.keys():
+            raise ConfigError(
+                "srun started several tasks but MASTER_ADDR and MASTER_PORT are not set: export both in the batch script"
+            )
+        return {
+            "RANK": environ["SLURM_PROCID"],
+            "LOCAL_RANK": environ["SLURM_LOCALID"],
+            "WORLD_SIZE": environ["SLURM_NTASKS"],
+        }
+    single = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    return {**single, "MASTER_PORT": str(free_port)}
+
+
+def world_size(environ: Mapping[str, str]) -> int:
+    """Ranks this process was launched with; known before any slow import."""
+    return int(rendezvous_environment(environ, 0).get("WORLD_SIZE", environ.get("WORLD_SIZE", "1")))

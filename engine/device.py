@@ -1,0 +1,87 @@
+"""What the device can do, and the choices that follow: low precision, compiling, peak rate."""
+
+import os
+import shutil
+import time
+from statistics import median
+
+import torch
+
+from config.choice import Choice
+from config.derive import Derived
+from config.device import DeviceInfo, cpu_info
+from config.schema import RunConfig
+
+# Compiling takes a CPU about half a minute; this many FLOPs take it several minutes.
+FLOPS_THAT_REPAY_COMPILING = 2e13
+
+COMPUTE_DTYPE = {
+    "fp32": torch.float32, "bf16_autocast": torch.bfloat16, "bf16": torch.bfloat16, "fp16": torch.float16,
+}  # fmt: skip
+
+# Dense bf16 tensor-core peaks, TFLOP/s, from the vendors' data sheets.
+PEAK_BF16_TFLOPS = {
+    "B200": 2250.0, "H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "A100": 312.0, "A10": 125.0, "L40S": 362.0,
+    "L4": 121.0, "V100": 125.0, "RTX 4090": 165.0, "RTX 3090": 71.0, "MI300X": 1307.0, "MI250X": 383.0,
+}  # fmt: skip
+
+
+def device_info(device: torch.device) -> DeviceInfo:
+    if device.type == "cpu":
+        return cpu_info()
+    capability = torch.cuda.get_device_capability(device)
+    return DeviceInfo("gpu", torch.cuda.get_device_name(device), fast_bf16=capability >= (8, 0), fp16=True)
+
+
+def choose_compile(config: RunConfig, derived: Derived, precision: str, info: DeviceInfo, stage: int) -> Choice[bool]:
+    """Whether to torch.compile the blocks, and why."""
+    if config.engine.compile != "auto":
+        return Choice(config.engine.compile == "on", "engine.compile")
+    if stage == 3:
+        return Choice(False, "ZeRO 3 gathers weights inside a block, which breaks its graph into pieces")
+    if info.kind == "gpu":
+        return Choice(True, "fuses the element-wise work between matrix products")
+    if not shutil.which(os.environ.get("CXX", "g++")):
+        return Choice(False, "no C++ compiler was found")
+    if precision == "fp32":
+        return Choice(False, "in fp32 a CPU spends its time in matrix products")
+    if derived.total_flops < FLOPS_THAT_REPAY_COMPILING:
+        return Choice(False, "the run is too short to repay it")
+    return Choice(True, "the run is long enough to repay it")
+
+
+def peak_tflops(device: torch.device, precision: str, configured: float | None) -> Choice[float]:
+    """Peak rate of one device in TFLOP/s, the denominator of MFU: the recipe's, a data sheet's, or measured here."""
+    if configured:
+        return Choice(configured, "monitor.peak_tflops")
+    if device.type != "cpu":
+        name = torch.cuda.get_device_name(device)
+        for known, peak in PEAK_BF16_TFLOPS.items():
+            if known in name and precision != "fp32":
+                return Choice(peak, f"dense bf16 data-sheet peak of {name}")
+    dtype = COMPUTE_DTYPE[precision]
+    rate = measured_matmul_tflops(device, dtype)
+    return Choice(round(rate, 3), f"1,024-wide {str(dtype).removeprefix('torch.')} matrix product measured here")
+
+
+def measured_matmul_tflops(device: torch.device, dtype: torch.dtype, size: int = 1024, repeats: int = 7) -> float:
+    """Rate of a square matrix product in TFLOP/s, median of `repeats` after a warm-up."""
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    seconds = []
+    for _ in range(repeats + 2):
+        start = time.perf_counter()
+        product = left @ right
+        if device.type != "cpu":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    del product
+    return 2 * size**3 / median(seconds[2:]) / 1e12
+
+
+def memory_gb(device: torch.device) -> float:
+    """Peak device memory of this process on a GPU, resident memory on a CPU, in GB."""
+    if device.type == "cpu":
+        import psutil
+
+        return psutil.Process().memory_info().rss / 1e9
+    return torch.cuda.max_memory_allocated(device) / 1e9

@@ -1,0 +1,108 @@
+"""Process group, rank and device: the same under deepspeed, accelerate, torchrun, srun and plain python."""
+
+import functools
+import logging
+import os
+import socket
+import warnings
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from config.rendezvous import rendezvous_environment
+
+
+@dataclass(frozen=True)
+class World:
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def connect(timeout_seconds: float, environ: MutableMapping[str, str] = os.environ) -> World:
+    """Join the process group and choose the device.
+
+    Every group gets `timeout_seconds`, those that ZeRO makes included: DeepSpeed creates them without a time-out,
+    so a lost link would hang far longer than asked.
+    """
+    environ.update(rendezvous_environment(environ, _free_port()))
+    _quiet()
+    import deepspeed
+    from deepspeed.accelerator import get_accelerator
+
+    # Only inference uses this op, yet the first init would compile it: minutes, and a killed build leaves a lock.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # type: ignore[attr-defined]
+    timeout = timedelta(seconds=timeout_seconds)
+    if not isinstance(dist.new_group, functools.partial):
+        dist.new_group = functools.partial(dist.new_group, timeout=timeout)
+    accelerator = get_accelerator()
+    local_rank = int(environ["LOCAL_RANK"])
+    device = torch.device(accelerator.device_name(local_rank))
+    if device.type != "cpu":
+        accelerator.set_device(local_rank)
+    deepspeed.init_distributed(accelerator.communication_backend_name(), timeout=timeout, verbose=False)
+    return World(dist.get_rank(), dist.get_world_size(), local_rank, device)
+
+
+def disconnect() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    dist.barrier()
+
+
+def all_sum(values: list[float], device: torch.device) -> list[float]:
+    """Sum of each value over all ranks, in fp64."""
+    tensor = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(tensor)
+    return tensor.tolist()
+
+
+def all_max(value: int, device: torch.device) -> int:
+    """Largest of all ranks' values."""
+    tensor = torch.tensor(value, device=device)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return int(tensor)
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Every rank's `value`, in rank order, on every rank."""
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def from_main(value: Any) -> Any:
+    """Rank 0's `value` on every rank."""
+    holder = [value]
+    dist.broadcast_object_list(holder, src=0)
+    return holder[0]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _quiet() -> None:
+    """Keep DeepSpeed's start-up chatter and its per-collective FutureWarning off the screen; its warnings stay.
+
+    All but one: that SGD, RMSprop and Lion are untested under ZeRO. They are tested here, against torch.
+    """
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(deepspeed|torch\.distributed)")
+    os.environ.setdefault("DS_LOG_LEVEL", "warning")
+    logger = logging.getLogger("DeepSpeed")
+    logger.setLevel(logging.WARNING)
+    logger.addFilter(lambda record: "untested optimizer" not in record.getMessage())

@@ -1,0 +1,125 @@
+"""One optimiser step and one validation pass through DeepSpeed."""
+
+import hashlib
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from data.batch import Batch
+from torch import nn
+
+from config.errors import GroundworkError
+from config.schema import RunConfig
+from engine.dist import World, all_sum
+from engine.objective import causal_lm, count_targets
+from engine.optimizer import build_optimizer
+from engine.schedule import lr_factor
+
+
+class TrainingError(GroundworkError):
+    """Training cannot go on: the loss or the gradient is no longer a number."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    step: int
+    """Index of the step, from 0."""
+    loss: float
+    """Mean cross-entropy over the valid targets of the global batch, in nats."""
+    targets: int
+    """Valid targets in the global batch."""
+    lr: float
+    grad_norm: float
+    """Global norm before clipping."""
+    seconds: float
+    skipped: bool
+    """fp16 only: the loss scale overflowed and the weights stayed as they were."""
+
+
+class Engine:
+    """A model under DeepSpeed. The batch, the loss and the random state of a step depend only on (config, step)."""
+
+    def __init__(self, config: RunConfig, model: nn.Module, ds_json: dict[str, Any], world: World):
+        import deepspeed
+
+        self.config = config
+        self.world = world
+        self.deepspeed, *_ = deepspeed.initialize(
+            model=model.to(world.device), optimizer=build_optimizer(model, config.optimizer), config=ds_json
+        )
+
+    @property
+    def stage(self) -> int:
+        return self.deepspeed.zero_optimization_stage()
+
+    def step(self, index: int, micro_batches: list[Batch]) -> StepReport:
+        """Train on this rank's micro-batches of global step `index`.
+
+        The loss is divided by the valid targets of the whole global batch, counted before the first backward pass, so
+        it does not depend on how the batch is cut. Raises TrainingError before the weights are touched when the loss
+        is not finite, and after it when the gradient norm is not.
+        """
+        start = time.perf_counter()
+        device, ds = self.world.device, self.deepspeed
+        seed_everything(self.config.run.seed, index, self.world.rank)
+        lr = self._set_lr(index)
+        targets = int(all_sum([count_targets(micro_batches)], device)[0])
+        # DeepSpeed averages gradients over ranks, hence the factor.
+        scale = self.world.size / max(targets, 1)
+        ds.train()
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        for number, batch in enumerate(micro_batches, start=1):
+            loss = causal_lm(ds, batch, device)
+            total += loss.total.detach()
+            ds.backward(loss.total * scale, scale_wrt_gas=False)
+            if number == len(micro_batches):
+                mean = all_sum([total.item()], device)[0] / max(targets, 1)
+                self._check_finite("loss", mean, index, "the weights are those of the step before")
+                grad_norm = self._unwrapped_grad_norm()
+            ds.step()
+        grad_norm = float(ds.get_global_grad_norm()) if grad_norm is None else grad_norm
+        skipped = bool(getattr(ds.optimizer, "overflow", False))
+        if not skipped:
+            self._check_finite("gradient norm", grad_norm, index, "this step is lost")
+        return StepReport(index, mean, targets, lr, grad_norm, time.perf_counter() - start, skipped)
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[Batch]) -> float:
+        """Mean cross-entropy in nats over all ranks' batches; every rank must bring equally many."""
+        self.deepspeed.eval()
+        total, count = 0.0, 0
+        for batch in batches:
+            total += causal_lm(self.deepspeed, batch, self.world.device).total.item()
+            count += count_targets([batch])
+        total, count = all_sum([total, count], self.world.device)  # type: ignore[assignment]
+        return total / max(count, 1)
+
+    def _set_lr(self, index: int) -> float:
+        lr = self.config.optimizer.lr * lr_factor(self.config.schedule, index)
+        for group in self.deepspeed.optimizer.param_groups:
+            group["lr"] = lr
+        return lr
+
+    def _unwrapped_grad_norm(self) -> float | None:
+        """Stage 0 keeps plain gradients and reports no norm, so it is taken here, before DeepSpeed clips."""
+        if self.stage > 0:
+            return None
+        grads = [p.grad for p in self.deepspeed.module.parameters() if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(grads))
+
+    def _check_finite(self, what: str, value: float, index: int, state: str) -> None:
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"the {what} is {value} at step {index} ({state}). The newest checkpoint is from before it: lower "
+                f"optimizer.lr (now {self.config.optimizer.lr}), lengthen schedule.warmup_steps (now "
+                f"{self.config.schedule.warmup_steps}), or look for the source with --debug"
+            )
+
+
+def seed_everything(seed: int, step: int, rank: int) -> None:
+    """Random state (dropout) as a function of (seed, step, rank): a resumed run draws what the first would have."""
+    digest = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=8).digest()
+    torch.manual_seed(int.from_bytes(digest, "little") >> 1)

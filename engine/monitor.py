@@ -1,0 +1,167 @@
+"""What a run shows and keeps: a live line, metrics.jsonl, TensorBoard and Weights & Biases."""
+
+import json
+import math
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from statistics import median
+from typing import Any, TextIO
+
+from config.schema import MonitorSection
+from engine.device import memory_gb
+from engine.dist import World
+from engine.engine import StepReport
+from engine.writers import TensorBoardWriter, WandbWriter
+
+METRICS = "metrics.jsonl"
+PLAIN_LINE_SECONDS = 5.0
+RECENT_STEPS = 50
+
+
+class Monitor:
+    """Reports of the main rank. Other ranks' calls do nothing."""
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: MonitorSection,
+        settings_text: str,
+        world: World,
+        *,
+        first_step: int,
+        steps: int,
+        flops_per_token: float,
+        peak_tflops: float,
+    ):
+        self.folder, self.settings, self.world, self.steps = folder, settings, world, steps
+        self.flops_per_token, self.peak_tflops = flops_per_token, peak_tflops
+        self._writers: list[Any] = []
+        self._line = ProgressLine(sys.stdout)
+        # A median, because the first step of a process compiles and some steps wait for the disk.
+        self._recent: deque[float] = deque(maxlen=RECENT_STEPS)
+        if not world.is_main:
+            return
+        forget_after(folder / METRICS, first_step)
+        self._metrics = (folder / METRICS).open("a")
+        if settings.tensorboard:
+            self._writers.append(TensorBoardWriter(folder / "tensorboard", settings_text, first_step))
+        if settings.wandb:
+            self._writers.append(WandbWriter(folder, settings.wandb_project, settings_text))
+
+    def say(self, text: str) -> None:
+        """A line that stays on the screen."""
+        if self.world.is_main:
+            self._line.keep(text)
+
+    def step(self, report: StepReport, tokens_done: int, tokens: int, seconds: float) -> None:
+        """Record a step of `tokens` tokens that took `seconds`, data included."""
+        if not self.world.is_main:
+            return
+        self._recent.append(seconds)
+        done = report.step + 1
+        if done % self.settings.log_every_steps and done != self.steps:
+            return
+        rate = tokens / seconds
+        values = {
+            "loss": report.loss,
+            "lr": report.lr,
+            "grad_norm": report.grad_norm,
+            "tokens_per_second": rate,
+            "mfu": rate * self.flops_per_token / (self.peak_tflops * 1e12 * self.world.size),
+            "memory_gb": memory_gb(self.world.device),
+            "seconds": seconds,
+        }
+        self._record(done, {"tokens": tokens_done, **values, **({"skipped": True} if report.skipped else {})})
+        self._line.live(self._status(done, values), last=done == self.steps)
+
+    def validation(self, step: int, loss: float) -> None:
+        """Record the held-out loss after `step` steps."""
+        if not self.world.is_main:
+            return
+        self._record(step, {"validation_loss": loss, "validation_perplexity": math.exp(min(loss, 700.0))})
+        self._line.keep(f"step {step:,}: validation loss {loss:.4f}, perplexity {math.exp(min(loss, 700.0)):,.2f}")
+
+    def sample(self, step: int, text: str) -> None:
+        """Record a generated text."""
+        if not self.world.is_main:
+            return
+        self._write(step, {"sample": text})
+        for writer in self._writers:
+            writer.text(step, text)
+
+    def close(self) -> None:
+        if self.world.is_main:
+            self._line.end()
+            self._metrics.close()
+            for writer in self._writers:
+                writer.close()
+
+    def _record(self, step: int, values: dict[str, Any]) -> None:
+        self._write(step, values)
+        for writer in self._writers:
+            writer.scalars(step, values)
+
+    def _write(self, step: int, values: dict[str, Any]) -> None:
+        self._metrics.write(json.dumps({"step": step, **values}) + "\n")
+        self._metrics.flush()
+
+    def _status(self, done: int, values: dict[str, float]) -> str:
+        left = (self.steps - done) * median(self._recent)
+        return (
+            f"step {done:,}/{self.steps:,}  loss {values['loss']:.4f}  lr {values['lr']:.2e}  "
+            f"grad {values['grad_norm']:.2f}  {values['tokens_per_second']:,.0f} tokens/s  MFU {values['mfu']:.1%}  "
+            f"{values['memory_gb']:.1f} GB  ETA {_duration(left)}"
+        )
+
+
+class ProgressLine:
+    """One line that rewrites itself on a terminal; plain lines, not too many, when piped."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+        self.terminal = stream.isatty()
+        self._open = False
+        self._last = -math.inf
+
+    def live(self, text: str, last: bool = False) -> None:
+        if self.terminal:
+            self.stream.write(f"\r\x1b[K{text}")
+            self._open = True
+        elif last or time.monotonic() - self._last >= PLAIN_LINE_SECONDS:
+            self.stream.write(text + "\n")
+            self._last = time.monotonic()
+        self.stream.flush()
+
+    def keep(self, text: str) -> None:
+        self.end()
+        self.stream.write(text + "\n")
+        self.stream.flush()
+
+    def end(self) -> None:
+        if self._open:
+            self.stream.write("\n")
+            self._open = False
+
+
+def forget_after(path: Path, step: int) -> None:
+    """Drop lines of steps after `step`, which a resumed run does again, and a line that a kill cut short."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except ValueError:
+            continue
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept))
+    temporary.replace(path)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"

@@ -1,0 +1,128 @@
+"""The folder of a run, and the decision whether to start, continue or refuse.
+
+    runs/NAME/
+        recipe.yaml      the resolved recipe of the last start
+        metrics.jsonl    one line a step
+        tensorboard/
+        checkpoints/
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from config import CheckpointError, ConfigError, RunConfig, compare, dump_recipe, load_recipe
+from config.schema import RunSection
+from engine.checkpoint import STATE, RunState, newest_intact
+from engine.dist import World, from_main
+
+RECIPE, TOKENIZER = "recipe.yaml", "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    folder: Path
+    checkpoint: Path | None
+    """Checkpoint to continue from."""
+    state: RunState
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+
+def open_run(config: RunConfig, documents: dict[str, str], world: World, say: Any) -> Run:
+    """Make or find the run's folder and decide where to start; all ranks call it together.
+
+    `documents` are the texts a checkpoint carries (recipe, tokenizer); the saved ones are compared with them. Raises
+    ConfigError if the folder cannot be written or the recipe's changes need consent, CheckpointError if there is
+    nothing to continue under `resume: must` or the checkpoint was made with another tokenizer.
+    """
+    folder = Path(config.run.folder) / config.run.name
+    problem = from_main(_prepare_folder(folder, config.run, say) if world.is_main else None)
+    if problem:
+        raise ConfigError(problem)
+    checkpoint = newest_intact(folder / "checkpoints", world, say)
+    if checkpoint is None:
+        if config.run.resume == "must":
+            raise CheckpointError(f"{folder}/checkpoints has no intact checkpoint to continue from (run.resume=must)")
+        if world.is_main:
+            (folder / RECIPE).write_text(documents[RECIPE])
+        return Run(folder, None, RunState())
+    state = RunState(**json.loads((checkpoint / STATE).read_text())["run"])
+    check_resume(config, checkpoint, documents, say)
+    if world.is_main:
+        (folder / RECIPE).write_text(documents[RECIPE])
+    return Run(folder, checkpoint, state)
+
+
+def check_resume(config: RunConfig, checkpoint: Path, documents: dict[str, str], say: Any) -> None:
+    """Refuse what cannot continue, ask for consent to what changes the result, and name the rest."""
+    if (checkpoint / TOKENIZER).read_text() != documents[TOKENIZER]:
+        raise CheckpointError(
+            f"{checkpoint / TOKENIZER} differs from the tokenizer of {config.data.datasets[0].path}: the shards' ids "
+            "would mean other text. Train on shards made with the checkpoint's tokenizer, or give another run.name"
+        )
+    differences = compare(load_recipe(str(checkpoint / RECIPE), []), config)
+    refused = [d for d in differences if d.kind == "refused"]
+    consent = [d for d in differences if d.kind == "needs_consent"]
+    if refused:
+        lines = "\n".join(f"  {d}" for d in refused)
+        raise ConfigError(
+            f"{checkpoint} cannot continue under these settings:\n{lines}\nGive another run.name, or run.resume=fresh"
+        )
+    if consent and not config.run.accept_changes:
+        lines = "\n".join(f"  {d}" for d in consent)
+        raise ConfigError(
+            f"settings that change the result differ from those of {checkpoint}:\n{lines}\n"
+            "Add run.accept_changes=true to continue with the new ones, or run.resume=fresh to start over"
+        )
+    for difference in differences:
+        say(f"continuing with a changed setting: {difference}")
+
+
+def _prepare_folder(folder: Path, settings: RunSection, say: Any) -> str | None:
+    """Make the folder, setting an old run aside if asked; returns a message if that fails."""
+    try:
+        if settings.resume == "fresh" and folder.exists():
+            aside = _free_name(folder)
+            folder.rename(aside)
+            say(f"the earlier run was set aside as {aside}")
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        return f"run.folder: cannot write {folder}: {error.strerror}; set run.folder to a folder that you can write"
+    return None
+
+
+def _free_name(folder: Path) -> Path:
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
+        number += 1
+    return aside
+
+
+def exclusive(folder: Path) -> Any:
+    """Hold the run's lock until the process ends, so that two trainings cannot write one folder.
+
+    Raises ConfigError that names the process that holds it.
+    """
+    import fcntl
+
+    handle = (folder / ".lock").open("a+")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        handle.seek(0)
+        raise ConfigError(
+            f"{folder} is in use by process {handle.read().strip() or 'unknown'}: wait for it, stop it, or give "
+            "another run.name"
+        ) from None
+    handle.truncate(0)
+    handle.write(str(os.getpid()))
+    handle.flush()
+    return handle

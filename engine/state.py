@@ -1,0 +1,189 @@
+"""Training state as safetensors files of fragments: written without communication, read at any topology."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from config.errors import CheckpointError
+from engine.fragments import Fragment, base_optimizer, fragments, parameter_shapes, publish, replicated
+
+WEIGHT = "weight"
+FOLDER = "fragments"
+
+
+def write_fragments(folder: Path, engine: Any, rank: int, world_size: int) -> Path:
+    """Write this rank's share of weights (fp32) and optimiser moments; returns the file. Checked by reading it back."""
+    mine = fragments(engine)
+    if replicated(engine):
+        mine = mine[rank::world_size]
+    moments = base_optimizer(engine).state
+    tensors = {}
+    for fragment in mine:
+        for kind, flat in _flat_tensors(fragment, moments):
+            tensors[f"{kind}/{fragment.name}/{fragment.start}"] = fragment.view(flat).contiguous()
+    path = folder / FOLDER / _rank_file(rank)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    with safe_open(path, "pt") as written:
+        for key, tensor in tensors.items():
+            if not torch.equal(written.get_tensor(key), tensor.cpu()):
+                raise CheckpointError(f"{path}: {key} reads back differently from what was written; check the disk")
+    return path
+
+
+def engine_facts(engine: Any) -> dict[str, Any]:
+    """What the fragments do not say: shapes, kinds and scalars of optimiser state, fp16 loss scale. Equal on all ranks."""
+    moments: set[str] = set()
+    scalars: dict[str, float] = {}
+    for state in base_optimizer(engine).state.values():
+        moments |= {key for key, value in state.items() if not _is_scalar(value)}
+        scalars |= {key: float(value) for key, value in state.items() if _is_scalar(value)}
+    return {
+        "shapes": parameter_shapes(engine),
+        "optimizer": type(base_optimizer(engine)).__name__,
+        "moments": sorted(moments),
+        "scalars": scalars,
+        "loss_scale": {k: v for k, v in vars(_loss_scaler(engine)).items() if isinstance(v, int | float)},
+    }
+
+
+def read_fragments(folder: Path, engine: Any, facts: dict[str, Any], rank: int) -> None:
+    """Fill weights and optimiser state from a checkpoint written at any number of ranks and any ZeRO stage.
+
+    Raises CheckpointError if it belongs to another model. Another optimiser keeps its fresh state.
+    """
+    check_shapes(folder, facts["shapes"], parameter_shapes(engine))
+    index = FragmentIndex(folder / FOLDER, first=_rank_file(rank))
+    optimizer = base_optimizer(engine)
+    same_optimizer = facts["optimizer"] == type(optimizer).__name__
+    for fragment in fragments(engine):
+        index.read(WEIGHT, fragment, fragment.owner)
+        if same_optimizer:
+            state = optimizer.state[fragment.owner]  # type: ignore[index]
+            for kind in facts["moments"]:
+                if kind not in state:
+                    state[kind] = torch.zeros_like(fragment.owner)
+                index.read(kind, fragment, state[kind])
+            _restore_scalars(optimizer, fragment.owner, facts["scalars"])
+    for name, value in facts["loss_scale"].items():
+        setattr(_loss_scaler(engine), name, value)
+    publish(engine)
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """All weights of a checkpoint as whole fp32 tensors, for a model without DeepSpeed."""
+    shapes = json.loads((folder / "state.json").read_text())["shapes"]
+    index = FragmentIndex(folder / FOLDER)
+    weights = {}
+    for name, shape in shapes.items():
+        weights[name] = torch.empty(shape)
+        index.read(WEIGHT, Fragment(name, 0, weights[name].numel(), weights[name], 0), weights[name])
+    return weights
+
+
+def check_shapes(folder: Path, saved: dict[str, list[int]], wanted: dict[str, list[int]]) -> None:
+    names = [name for name in sorted(saved.keys() | wanted.keys()) if saved.get(name) != wanted.get(name)]
+    if names:
+        shown = "; ".join(f"{n}: {saved.get(n, 'absent')} there, {wanted.get(n, 'absent')} here" for n in names[:3])
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise CheckpointError(
+            f"{folder} holds another model: {shown}{more}. Give this run another run.name, or run.resume=fresh"
+        )
+
+
+@dataclass(frozen=True)
+class Piece:
+    start: int
+    numel: int
+    key: str
+    file: Any
+
+
+class FragmentIndex:
+    """Which file holds which elements, from the files' own headers.
+
+    Files are opened when they are needed, this rank's own one first: at the topology of the save it is the only one.
+    """
+
+    def __init__(self, folder: Path, first: str = ""):
+        self.folder = folder
+        paths = sorted(folder.glob("*.safetensors"), key=lambda path: (path.name != first, path.name))
+        self._unopened = iter(paths)
+        self._pieces: dict[tuple[str, str], list[Piece]] = defaultdict(list)
+
+    def read(self, kind: str, fragment: Fragment, flat: Tensor) -> None:
+        """Copy the fragment's elements of `kind` into its place in `flat`."""
+        target = fragment.view(flat)
+        while (missing := self._copy(kind, fragment, target)) and self._open_next():
+            pass
+        if missing:
+            raise CheckpointError(
+                f"{self.folder}: {missing} of the {fragment.numel} elements of {kind} of {fragment.name} from "
+                f"{fragment.start} on are missing"
+            )
+
+    def _copy(self, kind: str, fragment: Fragment, target: Tensor) -> int:
+        """Copy what the opened files hold, once it is all there; returns how many elements are still missing."""
+        end = fragment.start + fragment.numel
+        overlaps = [
+            (piece, max(piece.start, fragment.start), min(piece.start + piece.numel, end))
+            for piece in self._pieces[kind, fragment.name]
+        ]
+        overlaps = [(piece, first, last) for piece, first, last in overlaps if first < last]
+        missing = fragment.numel - sum(last - first for _, first, last in overlaps)
+        if not missing:
+            for piece, first, last in overlaps:
+                values = piece.file.get_slice(piece.key)[first - piece.start : last - piece.start]
+                target[first - fragment.start : last - fragment.start].copy_(values)
+        return missing
+
+    def _open_next(self) -> bool:
+        path = next(self._unopened, None)
+        if path is None:
+            return False
+        file = safe_open(path, "pt").__enter__()
+        for key in file.keys():  # noqa: SIM118 (not a mapping)
+            kind, name, start = key.split("/")
+            numel = file.get_slice(key).get_shape()[0]
+            self._pieces[kind, name].append(Piece(int(start), numel, key, file))
+        return True
+
+
+def _rank_file(rank: int) -> str:
+    return f"rank_{rank:05d}.safetensors"
+
+
+def _flat_tensors(fragment: Fragment, moments: dict[Any, dict[str, Any]]) -> Iterator[tuple[str, Tensor]]:
+    yield WEIGHT, fragment.owner
+    for kind, value in moments.get(fragment.owner, {}).items():
+        if not _is_scalar(value):
+            assert value.shape == fragment.owner.shape, f"{kind} is not element-wise"
+            yield kind, value
+
+
+def _loss_scaler(engine: Any) -> Any:
+    """The dynamic fp16 loss scaler, or something without state."""
+    scaler = getattr(engine.optimizer, "loss_scaler", None)
+    return scaler if getattr(scaler, "dynamic", False) else SimpleNamespace()
+
+
+def _is_scalar(value: Any) -> bool:
+    return not torch.is_tensor(value) or value.dim() == 0
+
+
+def _restore_scalars(optimizer: torch.optim.Optimizer, owner: Tensor, scalars: dict[str, float]) -> None:
+    device = owner.device if optimizer.defaults.get("fused") else "cpu"
+    for key, value in scalars.items():
+        optimizer.state[owner][key] = torch.tensor(value, dtype=torch.float32, device=device)  # type: ignore[index]
