@@ -145,6 +145,9 @@ class CheckpointSection(Section):
     keep_last: PositiveInt = 3
     """Newest checkpoints kept; older ones are deleted."""
 
+    def is_due(self, step: int, last: int) -> bool:
+        return step == last or step % self.every_steps == 0
+
 
 class ValidationSection(Section):
     """Loss on the held-out split, always the same rows."""
@@ -153,6 +156,9 @@ class ValidationSection(Section):
     """Steps between validations; the last step validates too; 0 turns validation off."""
     rows: PositiveInt = 64
     """Rows of the fixed held-out set, or all there are if fewer."""
+
+    def is_due(self, step: int, last: int) -> bool:
+        return self.every_steps > 0 and (step == last or step % self.every_steps == 0)
 
 
 class MonitorSection(Section):

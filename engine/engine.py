@@ -55,6 +55,11 @@ class Engine:
     def stage(self) -> int:
         return self.deepspeed.zero_optimization_stage()
 
+    def autocast(self) -> torch.autocast:
+        """The run's precision, for forward passes outside of DeepSpeed's."""
+        enabled = self.deepspeed.torch_autocast_enabled()
+        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=enabled)
+
     def step(self, index: int, micro_batches: list[Batch]) -> StepReport:
         """Train on this rank's micro-batches of global step `index`.
 
@@ -91,9 +96,11 @@ class Engine:
         """Mean cross-entropy in nats over all ranks' batches; every rank must bring equally many."""
         self.deepspeed.eval()
         total, count = 0.0, 0
-        for batch in batches:
-            total += causal_lm(self.deepspeed, batch, self.world.device).total.item()
-            count += count_targets([batch])
+        # Eager: the compiled blocks would be compiled once more, for inference.
+        with torch.compiler.set_stance("force_eager"):
+            for batch in batches:
+                total += causal_lm(self.deepspeed, batch, self.world.device).total.item()
+                count += count_targets([batch])
         total, count = all_sum([total, count], self.world.device)  # type: ignore[assignment]
         return total / max(count, 1)
 

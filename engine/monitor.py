@@ -9,7 +9,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any, TextIO
 
-from config.schema import MonitorSection
+from config import RunConfig, dump_recipe
+from engine.build import Setup
 from engine.device import memory_gb
 from engine.dist import World
 from engine.engine import StepReport
@@ -23,20 +24,10 @@ RECENT_STEPS = 50
 class Monitor:
     """Reports of the main rank. Other ranks' calls do nothing."""
 
-    def __init__(
-        self,
-        folder: Path,
-        settings: MonitorSection,
-        settings_text: str,
-        world: World,
-        *,
-        first_step: int,
-        steps: int,
-        flops_per_token: float,
-        peak_tflops: float,
-    ):
-        self.folder, self.settings, self.world, self.steps = folder, settings, world, steps
-        self.flops_per_token, self.peak_tflops = flops_per_token, peak_tflops
+    def __init__(self, folder: Path, config: RunConfig, setup: Setup, world: World, *, first_step: int):
+        self.settings, self.steps, self.world = config.monitor, config.schedule.steps, world
+        self.flops_per_token = setup.derived.flops_per_token
+        self.peak_flops = setup.peak.value * 1e12 * world.size
         self._writers: list[Any] = []
         self._line = ProgressLine(sys.stdout)
         # A median, because the first step of a process compiles and some steps wait for the disk.
@@ -45,10 +36,10 @@ class Monitor:
             return
         forget_after(folder / METRICS, first_step)
         self._metrics = (folder / METRICS).open("a")
-        if settings.tensorboard:
-            self._writers.append(TensorBoardWriter(folder / "tensorboard", settings_text, first_step))
-        if settings.wandb:
-            self._writers.append(WandbWriter(folder, settings.wandb_project, settings_text))
+        if config.monitor.tensorboard:
+            self._writers.append(TensorBoardWriter(folder / "tensorboard", dump_recipe(config), first_step))
+        if config.monitor.wandb:
+            self._writers.append(WandbWriter(folder, config))
 
     def say(self, text: str) -> None:
         """A line that stays on the screen."""
@@ -69,7 +60,7 @@ class Monitor:
             "lr": report.lr,
             "grad_norm": report.grad_norm,
             "tokens_per_second": rate,
-            "mfu": rate * self.flops_per_token / (self.peak_tflops * 1e12 * self.world.size),
+            "mfu": rate * self.flops_per_token / self.peak_flops,
             "memory_gb": memory_gb(self.world.device),
             "seconds": seconds,
         }

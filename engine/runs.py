@@ -1,24 +1,27 @@
 """The folder of a run, and the decision whether to start, continue or refuse.
 
-    runs/NAME/
-        recipe.yaml      the resolved recipe of the last start
-        metrics.jsonl    one line a step
-        tensorboard/
-        checkpoints/
+runs/NAME/
+    recipe.yaml      the resolved recipe of the last start
+    metrics.jsonl    one line a step
+    tensorboard/
+    checkpoints/
 """
 
+import fcntl
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from config import CheckpointError, ConfigError, RunConfig, compare, dump_recipe, load_recipe
+from config import CheckpointError, ConfigError, RunConfig, dump_recipe, load_recipe
+from config.changes import compare
 from config.schema import RunSection
+from data.manifest import Manifest
 from engine.checkpoint import STATE, RunState, newest_intact
 from engine.dist import World, from_main
 
-RECIPE, TOKENIZER = "recipe.yaml", "tokenizer.json"
+RECIPE, TOKENIZER, DATA = "recipe.yaml", "tokenizer.json", "data.json"
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,16 @@ class Run:
     @property
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
+
+
+def run_documents(config: RunConfig) -> dict[str, str]:
+    """The texts a checkpoint carries: recipe, tokenizer, and which data the cursor counts in."""
+    folders = [dataset.path for dataset in config.data.datasets]
+    return {
+        RECIPE: dump_recipe(config),
+        TOKENIZER: (Path(folders[0]) / TOKENIZER).read_text(),
+        DATA: json.dumps({folder: Manifest.load(Path(folder)).hash for folder in folders}, indent=1),
+    }
 
 
 def open_run(config: RunConfig, documents: dict[str, str], world: World, say: Any) -> Run:
@@ -64,6 +77,12 @@ def check_resume(config: RunConfig, checkpoint: Path, documents: dict[str, str],
         raise CheckpointError(
             f"{checkpoint / TOKENIZER} differs from the tokenizer of {config.data.datasets[0].path}: the shards' ids "
             "would mean other text. Train on shards made with the checkpoint's tokenizer, or give another run.name"
+        )
+    saved_data, data = json.loads((checkpoint / DATA).read_text()), json.loads(documents[DATA])
+    if list(saved_data.values()) != list(data.values()) and not config.run.accept_changes:
+        raise ConfigError(
+            f"the data differs from what {checkpoint} was trained on: {saved_data} there, {data} here. The order would "
+            "be another from here on: restore the corpus, add run.accept_changes=true, or start over with run.resume=fresh"
         )
     differences = compare(load_recipe(str(checkpoint / RECIPE), []), config)
     refused = [d for d in differences if d.kind == "refused"]
@@ -106,23 +125,25 @@ def _free_name(folder: Path) -> Path:
     return aside
 
 
-def exclusive(folder: Path) -> Any:
-    """Hold the run's lock until the process ends, so that two trainings cannot write one folder.
+def hold_lock(folder: Path, world: World) -> Any:
+    """Hold the run's lock until the returned file is closed, so that two trainings cannot write one folder.
 
-    Raises ConfigError that names the process that holds it.
+    Raises ConfigError on every rank, naming the process that holds it.
     """
-    import fcntl
+    handle, holder = _lock(folder) if world.is_main else (None, None)
+    if holder := from_main(holder):
+        raise ConfigError(f"{folder} is in use by process {holder}: wait for it, stop it, or give another run.name")
+    return handle
 
+
+def _lock(folder: Path) -> tuple[Any, str | None]:
     handle = (folder / ".lock").open("a+")
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         handle.seek(0)
-        raise ConfigError(
-            f"{folder} is in use by process {handle.read().strip() or 'unknown'}: wait for it, stop it, or give "
-            "another run.name"
-        ) from None
+        return None, handle.read().strip() or "unknown"
     handle.truncate(0)
     handle.write(str(os.getpid()))
     handle.flush()
-    return handle
+    return handle, None

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from config import ConfigError, RunConfig
+
 
 class TensorBoardWriter:
     def __init__(self, folder: Path, settings_text: str, first_step: int):
@@ -23,14 +25,17 @@ class TensorBoardWriter:
 
 
 class WandbWriter:
-    def __init__(self, folder: Path, project: str, settings_text: str):
-        import wandb
-        import yaml
-
-        settings = yaml.safe_load(settings_text)
+    def __init__(self, folder: Path, config: RunConfig):
+        try:
+            import wandb
+        except ImportError:
+            raise ConfigError("monitor.wandb=true needs the wandb package: pip install -e .[wandb]") from None
         self._wandb = wandb
         # The folder's name is the run's identity, so a resumed run continues the same curves.
-        wandb.init(project=project, dir=str(folder), id=folder.name, name=folder.name, config=settings, resume="allow")
+        name, settings = folder.name, config.model_dump(mode="json")
+        wandb.init(
+            project=config.monitor.wandb_project, dir=str(folder), id=name, name=name, config=settings, resume="allow"
+        )
 
     def scalars(self, step: int, values: dict[str, Any]) -> None:
         self._wandb.log(values, step=step)

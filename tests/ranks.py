@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -56,6 +58,8 @@ def free_port() -> int:
 def _main(call: str, result: str) -> None:
     module, name, args = pickle.loads(Path(call).read_bytes())
     value = getattr(importlib.import_module(module), name)(*args)
+    if dist.is_initialized():
+        dist.destroy_process_group()
     Path(result).write_bytes(pickle.dumps(value))
 
 

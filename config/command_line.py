@@ -1,0 +1,62 @@
+"""What the user typed after `train.py`, answered at once where no training is needed."""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from config.debug import debug_config
+from config.derive import derive
+from config.device import cpu_info
+from config.accelerate import check_accelerate
+from config.ds_json import deepspeed_json, resolve_precision
+from config.errors import ConfigError
+from config.load import find_recipe, load_recipe
+from config.rendezvous import world_size
+from config.schema import RunConfig
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    config: RunConfig
+    recipe: str
+    """As it was typed."""
+    debug: bool
+
+
+class Answered(Exception):
+    """The command asked for a text (`--help`, `--dry-run`) and this is it."""
+
+
+def parse_command_line(arguments: list[str], environ: Mapping[str, str]) -> CommandLine:
+    """The recipe with its overrides, checked against the launcher and the number of ranks.
+
+    Raises ConfigError with everything that is wrong, and Answered if there is nothing to train.
+    """
+    parser = _Parser(prog="train.py", add_help=False, allow_abbrev=False)
+    parser.add_argument("recipe", nargs="?")
+    parser.add_argument("overrides", nargs="*")
+    for flag in ("--help", "-h", "--debug", "--dry-run"):
+        parser.add_argument(flag, action="store_true")
+    parser.add_argument(
+        "--local_rank", "--local-rank", type=int
+    )  # the deepspeed launcher adds it; LOCAL_RANK says it too
+    typed = parser.parse_intermixed_args(arguments)
+    if typed.help or typed.h:
+        from config.help import settings_help
+
+        raise Answered(settings_help())
+    if not typed.recipe:
+        raise ConfigError("no recipe given: train.py RECIPE [section.key=value ...]; train.py --help lists them")
+    config = load_recipe(typed.recipe, typed.overrides)
+    if typed.debug:
+        config = debug_config(config, environ)
+    check_accelerate(config, environ)
+    if typed.dry_run:
+        raise Answered(_plan(config, environ, str(find_recipe(typed.recipe))))
+    derive(config, world_size(environ))
+    return CommandLine(config, typed.recipe, typed.debug)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise ConfigError(f"command line: {message}; train.py RECIPE [section.key=value ...] [--debug] [--dry-run]")

@@ -1,0 +1,68 @@
+"""From a recipe to a running engine, with every automatic choice and its reason."""
+
+from dataclasses import dataclass
+
+from config import Choice, RunConfig
+from config.derive import FLOPS_CONVENTION, Derived, derive
+from config.ds_config import read_ds_config
+from config.ds_json import deepspeed_json, resolve_precision
+from engine.device import COMPUTE_DTYPE, choose_compile, device_info, peak_tflops
+from engine.dist import World, from_main
+from engine.engine import Engine
+from model import Kernel, build, choose_kernel, compile_blocks, init_weights
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What was decided for this run on this machine."""
+
+    derived: Derived
+    device: str
+    zero_stage: int
+    precision: Choice[str]
+    kernel: Choice[Kernel]
+    compile: Choice[bool]
+    peak: Choice[float]
+    """TFLOP/s of one device."""
+
+    def describe(self, config: RunConfig) -> str:
+        """The table printed once at the start."""
+        derived, counts = self.derived, self.derived.parameters
+        compiled = "on" if self.compile.value else "off"
+        rows = {
+            "model": f"{config.model.preset}, {counts.total:,} parameters ({counts.non_embedding:,} without embeddings)",
+            "device": f"{derived.world_size} × {self.device}, ZeRO {self.zero_stage} ({config.engine.ds_config})",
+            "precision": str(self.precision),
+            "attention": str(self.kernel),
+            "compile": f"{compiled} ({self.compile.reason})",
+            "batch": derived.batch_equation,
+            "length": f"{config.schedule.steps:,} steps, {derived.total_tokens:,} tokens, "
+            f"{derived.total_tokens / counts.total:.1f} tokens per parameter",
+            "MFU": f"of {self.peak.value:g} TFLOP/s per device ({self.peak.reason}), {FLOPS_CONVENTION}",
+        }
+        return "\n".join(f"{name:>10}  {text}" for name, text in rows.items())
+
+
+def build_engine(config: RunConfig, world: World) -> tuple[Engine, Setup]:
+    """Choose, build, initialise and wrap the model. Raises ConfigError if the device cannot do what the recipe asks."""
+    info = device_info(world.device)
+    precision = resolve_precision(config, info)
+    derived = derive(config, world.size)
+    ds_json = deepspeed_json(config, derived, precision.value, info)
+    stage = read_ds_config(config.engine.ds_config).stage
+    dtype = COMPUTE_DTYPE[precision.value]
+    kernel = choose_kernel(config.model, world.device, dtype, config.data.document_masking, config.engine.kernel)
+    compiled = choose_compile(config, derived, precision.value, info, stage)
+    # Measured on one rank, so that all of them report the same figure.
+    peak = from_main(peak_tflops(world.device, precision.value, config.monitor.peak_tflops) if world.is_main else None)
+    model = build(
+        config.model,
+        kernel=kernel,
+        loss_chunk_tokens=config.engine.loss_chunk_tokens,
+        activation_checkpointing=config.engine.activation_checkpointing,
+    )
+    init_weights(model, config.model, config.run.seed)
+    if compiled.value:
+        compile_blocks(model)
+    setup = Setup(derived, info.name, stage, precision, kernel, compiled, peak)
+    return Engine(config, model, ds_json, world), setup

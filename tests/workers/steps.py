@@ -1,0 +1,54 @@
+"""Training steps on real DeepSpeed, run by tests in one or two fresh processes."""
+
+from pathlib import Path
+from typing import Any
+
+
+from engine.build import build_engine
+from engine.checkpoint import RunState, load, save
+from engine.dist import connect
+from tests.tiny import rank_batches, tiny_config
+
+
+def train_all(cases: list[dict[str, Any]], steps: int) -> list[list[tuple[float, float]]]:
+    """(loss, gradient norm) of each step, for each case's recipe sections."""
+    world = connect(60)
+    curves = []
+    for case in cases:
+        config = tiny_config(**case)
+        engine, _ = build_engine(config, world)
+        curves.append(run_steps(engine, config, 0, steps))
+    return curves
+
+
+def run_steps(engine: Any, config: Any, first: int, last: int) -> list[tuple[float, float]]:
+    world, micro = engine.world, config.batch.micro_batch_size
+    reports = [engine.step(i, rank_batches(i, micro, world.rank, world.size)) for i in range(first, last)]
+    return [(report.loss, report.grad_norm) for report in reports]
+
+
+def save_all(folder: str, cases: list[dict[str, Any]], steps: int) -> list[list[tuple[float, float]]]:
+    """Train, save after `steps`, go on for as many; returns the second half's curves."""
+    world = connect(60)
+    curves = []
+    for number, case in enumerate(cases):
+        config = tiny_config(**case)
+        engine, _ = build_engine(config, world)
+        run_steps(engine, config, 0, steps)
+        state = RunState(step=steps, tokens=steps * 128, cursor=steps * 8)
+        save(Path(folder) / str(number), engine.deepspeed, state, {"recipe.yaml": "x"}, world, keep_last=3)
+        curves.append(run_steps(engine, config, steps, 2 * steps))
+    return curves
+
+
+def load_all(folder: str, cases: list[tuple[int, dict[str, Any]]], steps: int) -> list[list[tuple[float, float]]]:
+    """Continue saved case `number` under another recipe; returns the curves of the steps after the checkpoint."""
+    world = connect(60)
+    curves = []
+    for number, case in cases:
+        config = tiny_config(**case)
+        engine, _ = build_engine(config, world)
+        path = Path(folder) / str(number) / f"step_{steps:08d}"
+        state = load(path, engine.deepspeed, world)
+        curves.append(run_steps(engine, config, state.step, 2 * steps))
+    return curves

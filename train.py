@@ -1,0 +1,98 @@
+"""Train a model from a recipe: `deepspeed train.py RECIPE [section.key=value ...]`.
+
+The same file runs under deepspeed, accelerate launch, torchrun, srun and plain python.
+"""
+
+import os
+import sys
+import time
+from contextlib import closing
+
+from config import GroundworkError, RunConfig
+from config.command_line import CommandLine, parse_command_line
+from config.debug import STEPS_SHOWN
+from data.check import check_data
+
+
+def main(arguments: list[str]) -> int:
+    """Check everything that needs no slow import, then train. Returns the exit code."""
+    speaks = os.environ.get("RANK", "0") == "0"
+    try:
+        command = parse_command_line(arguments, os.environ)
+        if command.answer:
+            print(command.answer)
+            return 0
+        check_data(command.config)
+        return train(command)
+    except GroundworkError as error:
+        if speaks or error.on_this_rank_only:
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        if speaks:
+            print("interrupted; the same command continues from the newest checkpoint", file=sys.stderr)
+        return 130
+
+
+def train(command: CommandLine) -> int:
+    """Connect, open the run, build, resume, loop, close."""
+    from data.stream import open_stream, open_validation
+    from data.tokenizer import Tokenizer
+    from engine.build import build_engine
+    from engine.checkpoint import RunState, load, save
+    from engine.debugging import prepare_debugging
+    from engine.dist import connect, disconnect
+    from engine.fault import StopRequest
+    from engine.monitor import Monitor
+    from engine.runs import hold_lock, open_run, run_documents, summary
+    from engine.sample import continue_prompt
+
+    config = command.config
+    world = connect(config.engine.communication_timeout)
+    say = print if world.is_main else lambda *_: None
+    documents = run_documents(config)
+    run = open_run(config, documents, world, say)
+    if run.state.step >= config.schedule.steps:
+        say(summary(config, run.folder, command.recipe))
+        return 0
+    lock = hold_lock(run.folder, world)
+
+    stream = open_stream(config.data, config.batch, config.run.seed, config.model.vocab_size, world.rank, world.size)
+    held_out = open_validation(config, world.rank, world.size)
+    tokenizer = Tokenizer(documents["tokenizer.json"])
+    engine, setup = build_engine(config, world)
+    state = load(run.checkpoint, engine.deepspeed, world) if run.checkpoint else run.state
+    say(setup.describe(config))
+    say(stream.describe(config.schedule.steps))
+    monitor = Monitor(run.folder, config, setup, world, first_step=state.step)
+    if command.debug:
+        prepare_debugging(engine, monitor.say, STEPS_SHOWN)
+    stop = StopRequest()
+
+    with closing(monitor), closing(stream.steps(state.cursor)) as steps:
+        while state.step < config.schedule.steps:
+            began = time.perf_counter()
+            micro_batches, cursor = next(steps)
+            report = engine.step(state.step, micro_batches)
+            state = RunState(state.step + 1, state.tokens + setup.derived.tokens_per_step, cursor)
+            monitor.step(report, state.tokens, time.perf_counter() - began)
+
+            stopping = stop.agreed(world)
+            if config.validation.is_due(state.step, config.schedule.steps):
+                monitor.validation(state.step, engine.evaluate(held_out))
+                monitor.sample(state.step, continue_prompt(engine, tokenizer, state.step))
+            if stopping or config.checkpoint.is_due(state.step, config.schedule.steps):
+                path = save(run.checkpoints, engine.deepspeed, state, documents, world, config.checkpoint.keep_last)
+            if stopping:
+                monitor.say(f"stopped after step {state.step:,} and saved {path}; the same command continues from there")
+                break
+
+    lock.close() if lock else None
+    if not stopping:
+        say(summary(config, run.folder, command.recipe))
+    disconnect()
+    return 128 + stopping if stopping else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
