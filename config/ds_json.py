@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from config.choice import Choice
 from config.derive import Derived
 from config.device import DeviceInfo
-from config.ds_config import DSConfig, read_ds_config
+from config.ds_config import read_ds_config
 from config.errors import ConfigError
 from config.schema import RunConfig
 
@@ -136,14 +136,3 @@ def _autos(values: dict[str, Any], prefix: str = "") -> list[str]:
         elif value == "auto" and key != "keep_in_fp32_modules":
             found.append(prefix + key)
     return found
-
-
-def describe(ds_config: DSConfig) -> str:
-    """ZeRO stage and offload in words, as in `ZeRO 2, optimiser on the CPU`."""
-    places = {"cpu": "on the CPU", "nvme": "on NVMe"}
-    parts = [
-        f"{word} {places[ds_config.offload_device(what)]}"
-        for what, word in (("optimizer", "optimiser"), ("param", "parameters"))
-        if ds_config.offload_device(what) != "none"
-    ]
-    return ", ".join([f"ZeRO {ds_config.stage}", *parts])
