@@ -2,6 +2,7 @@
 
 from config.changes import Difference, compare
 from config.choice import Choice
+from config.derive import Derived, derive
 from config.errors import CheckpointError, ConfigError, DataError, GroundworkError
 from config.load import dump_recipe, load_recipe
 from config.schema import GPTConfig, RunConfig
@@ -11,11 +12,13 @@ __all__ = [
     "Choice",
     "ConfigError",
     "DataError",
+    "Derived",
     "Difference",
     "GPTConfig",
     "GroundworkError",
     "RunConfig",
     "compare",
+    "derive",
     "dump_recipe",
     "load_recipe",
 ]

@@ -76,7 +76,7 @@ def _settings(config: RunConfig) -> dict[str, Any]:
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Settings by dotted name; a list is one setting."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in values.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return flat

@@ -5,9 +5,7 @@ from dataclasses import dataclass
 from config.errors import ConfigError
 from config.schema import GPTConfig, RunConfig
 
-FLOPS_CONVENTION = (
-    "6 FLOPs x weights in matrix products (head included, embedding lookup excluded) + 12 L H E T per token"
-)
+FLOPS_CONVENTION = "6 x weights in matrix products, with the head, without the embedding; + 12 L H E T"
 
 
 @dataclass(frozen=True)

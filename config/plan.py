@@ -1,0 +1,83 @@
+"""The plan of a run, printed before anything slow starts: size, batch, length, memory and disk."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from config.derive import FLOPS_CONVENTION, Derived
+from config.memory import FP32, Memory, estimate_memory, moments
+from config.schema import RunConfig
+
+
+@dataclass(frozen=True)
+class Plan:
+    name: str
+    """Run, ranks, ZeRO stage and precision in words."""
+    derived: Derived
+    steps: int
+    memory: Memory
+    checkpoint_bytes: int
+    """One checkpoint: weights and the optimiser's moments in fp32, 12 bytes a parameter for adamw."""
+    keep_last: int
+
+    def __str__(self) -> str:
+        return "\n".join([self.name, *(f"{title:<26}{text}".rstrip() for title, text in self._lines())])
+
+    def _lines(self) -> list[tuple[str, str]]:
+        derived, counts = self.derived, self.derived.parameters
+        per_parameter = derived.total_tokens / counts.total
+        return [
+            ("parameters", f"{counts.total:>16,}"),
+            *_numbers(
+                {
+                    "embedding": counts.embedding,
+                    "positions": counts.positions,
+                    "attention": counts.attention,
+                    "feed-forward": counts.ffn,
+                    "norms": counts.norms,
+                    "head": counts.head,
+                }
+            ),
+            ("batch", derived.batch_equation),
+            ("run", f"{self.steps:,} steps, {derived.total_tokens:,} tokens, {per_parameter:,.1f} per parameter"),
+            ("compute", f"{derived.total_flops:.3g} FLOPs, {derived.flops_per_token:,} a token"),
+            ("", f"({FLOPS_CONVENTION})"),
+            ("memory per rank, about", f"{gigabytes(sum(self.memory.device.values())):>16}"),
+            *_sizes(self.memory.device),
+            *(
+                [("host memory per rank", f"{gigabytes(sum(self.memory.host.values())):>16}")]
+                if self.memory.host
+                else []
+            ),
+            *_sizes(self.memory.host),
+            ("one checkpoint", f"{gigabytes(self.checkpoint_bytes):>16}"),
+            (f"  the {self.keep_last} kept", f"{gigabytes(self.checkpoint_bytes * self.keep_last):>16}"),
+        ]
+
+
+def plan(config: RunConfig, derived: Derived, ds_json: dict[str, Any]) -> Plan:
+    """`ds_json` as filled by `deepspeed_json`: it holds the resolved precision and the ZeRO stage."""
+    precision = next((p for p in ("bf16", "fp16") if ds_json[p]["enabled"]), None)
+    precision = precision or ("bf16_autocast" if ds_json["torch_autocast"]["enabled"] else "fp32")
+    stage = ds_json["zero_optimization"]["stage"]
+    ranks = "1 rank" if derived.world_size == 1 else f"{derived.world_size:,} ranks"
+    return Plan(
+        name=f"{config.run.name}: {ranks}, ZeRO stage {stage}, {precision}",
+        derived=derived,
+        steps=config.schedule.steps,
+        memory=estimate_memory(config, derived, ds_json),
+        checkpoint_bytes=FP32 * (1 + moments(config.optimizer)) * derived.parameters.total,
+        keep_last=config.checkpoint.keep_last,
+    )
+
+
+def gigabytes(size: int) -> str:
+    """Decimal gigabytes, or megabytes below one."""
+    return f"{size / 1e9:,.2f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
+
+
+def _numbers(parts: dict[str, int]) -> list[tuple[str, str]]:
+    return [(f"  {name}", f"{number:>16,}") for name, number in parts.items() if number]
+
+
+def _sizes(parts: dict[str, int]) -> list[tuple[str, str]]:
+    return [(f"  {name}", f"{gigabytes(size):>16}") for name, size in parts.items()]
