@@ -67,6 +67,7 @@ class GPT(nn.Module):
         if layout is not None:
             return layout.positions_BT
         start = cache.length if cache else 0
+        assert start == 0 or tokens_BT.shape[1] == 1, "a filled cache is continued one token at a time"
         end = start + tokens_BT.shape[1]
         assert end <= self.config.max_positions, f"{end} tokens, but max_positions is {self.config.max_positions}"
         return torch.arange(start, end, device=tokens_BT.device)

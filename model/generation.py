@@ -1,0 +1,118 @@
+"""Continue prompts token by token, with cached keys and values.
+
+Letters: B prompts, T prompt length, V vocabulary.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from config import ConfigError
+from model.cache import KVCache
+from model.gpt import GPT
+
+Reason = Literal["stop", "length", "context"]
+"""Why a continuation ended: a stop token, max_new_tokens, or the model's max_positions."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What `generate` returns, one entry for each prompt."""
+
+    new_tokens: list[list[int]]
+    """Tokens after the prompt, without the stop token."""
+    reasons: list[Reason]
+
+
+def generate(
+    model: GPT,
+    tokens_BT: Tensor,
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    stop_ids: Collection[int] = (),
+    seed: int | None = None,
+    on_token: Callable[[int, int], None] | None = None,
+) -> Generation:
+    """Continue B prompts of one length T >= 1.
+
+    Temperature 0 takes the most probable token; else tokens are drawn from softmax(logits / temperature), limited to
+    the `top_k` best and to the smallest set whose probability reaches `top_p` (Holtzman et al. 2020, arXiv:1904.09751).
+    `on_token(row, token)` is called as soon as a token is known. A `seed` makes the draw repeatable on one device type.
+
+    The context does not slide: the model has never seen a position past max_positions, and dropping the oldest tokens
+    would change the meaning of all cached ones. A continuation that reaches it ends with the reason "context".
+
+    Raises ConfigError for impossible sampling settings and for prompts longer than max_positions.
+    """
+    length, longest = tokens_BT.shape[1], model.config.max_positions
+    _check(temperature, top_k, top_p, length, longest)
+    steps = min(max_new_tokens, longest - length + 1)
+    generator = None if seed is None else torch.Generator(tokens_BT.device).manual_seed(seed)
+    cache = KVCache(model.config.num_layers, capacity=length + steps)
+    new_tokens: list[list[int]] = [[] for _ in tokens_BT]
+    stopped: set[int] = set()
+    was_training = model.training
+    model.eval()
+    try:
+        # Compiled blocks would be compiled again for each length.
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            for _ in range(steps):
+                hidden_BTD = model(tokens_BT, cache=cache)
+                logits_BV = model.logits(hidden_BTD[:, -1:]).squeeze(1)
+                tokens_BT = next_tokens(logits_BV, temperature, top_k, top_p, generator).unsqueeze(1)
+                for row, token in enumerate(tokens_BT.squeeze(1).tolist()):
+                    if token in stop_ids:
+                        stopped.add(row)
+                    if row not in stopped:
+                        new_tokens[row].append(token)
+                        if on_token:
+                            on_token(row, token)
+                if len(stopped) == len(new_tokens):
+                    break
+    finally:
+        model.train(was_training)
+    limit: Reason = "length" if steps == max_new_tokens else "context"
+    return Generation(new_tokens, ["stop" if row in stopped else limit for row in range(len(new_tokens))])
+
+
+def next_tokens(
+    logits_BV: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator | None
+) -> Tensor:
+    """One token [B] for each row of logits."""
+    if temperature == 0:
+        return logits_BV.argmax(-1)
+    kept_BV = keep_likely(logits_BV.float() / temperature, top_k, top_p)
+    return torch.multinomial(kept_BV.softmax(-1), 1, generator=generator).squeeze(1)
+
+
+def keep_likely(logits_BV: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
+    """Logits with -inf outside the `top_k` best and outside the smallest set of probability `top_p`."""
+    if top_k is not None and top_k < logits_BV.shape[-1]:
+        least_B1 = logits_BV.topk(top_k).values[:, -1:]
+        logits_BV = logits_BV.masked_fill(logits_BV < least_B1, -torch.inf)
+    if top_p is not None:
+        sorted_BV, order_BV = logits_BV.sort(descending=True)
+        probabilities_BV = sorted_BV.softmax(-1)
+        more_likely_BV = probabilities_BV.cumsum(-1) - probabilities_BV
+        sorted_BV = sorted_BV.masked_fill(more_likely_BV >= top_p, -torch.inf)
+        logits_BV = torch.empty_like(logits_BV).scatter_(1, order_BV, sorted_BV)
+    return logits_BV
+
+
+def _check(temperature: float, top_k: int | None, top_p: float | None, length: int, longest: int) -> None:
+    if temperature < 0:
+        raise ConfigError(f"temperature {temperature:g} is negative: use 0 for the most probable token, or more")
+    if top_k is not None and top_k < 1:
+        raise ConfigError(f"top_k {top_k} keeps no token: use at least 1")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ConfigError(f"top_p {top_p:g} is not a probability above 0 and up to 1")
+    if not length:
+        raise ConfigError("the prompt is empty: start from the end-of-text token")
+    if length > longest:
+        raise ConfigError(f"the prompt has {length} tokens, more than the model's max_positions {longest}: shorten it")
