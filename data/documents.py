@@ -1,0 +1,256 @@
+"""Readers: from a unit of work to its documents, in order, holding one batch of them in memory."""
+
+import gzip
+import io
+import json
+import tokenize
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from config import DataError
+
+TxtDocuments = Literal["file", "paragraph", "line"]
+Advance = Callable[[int], None]
+"""Called with the number of source bytes just read."""
+
+CHUNK_BYTES = 1 << 20
+LONGEST_DOCUMENT = 256 << 20
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text, or the reason why one could not be read."""
+
+    text: str
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A piece of a source that one worker reads from end to end. What start and stop count depends on the reader."""
+
+    reader: str
+    paths: tuple[str, ...]
+    start: int = 0
+    stop: int = 0
+    size: int = 0
+    """Source bytes, for the progress bar; 0 if unknown."""
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    text_field: str = "text"
+    txt_documents: TxtDocuments = "file"
+    skip_bad_lines: bool = False
+
+
+def read(unit: Unit, options: ReadOptions, advance: Advance = lambda size: None) -> Iterator[Document]:
+    """The documents of a unit. Raises DataError that names the file, and the line where there are lines."""
+    return READERS[unit.reader](unit, options, advance)
+
+
+def read_files(unit: Unit, options: ReadOptions, advance: Advance) -> Iterator[Document]:
+    """Each file one document."""
+    for path in unit.paths:
+        content = bytearray()
+        for chunk in _chunks(path, advance):
+            content += chunk
+            if len(content) > LONGEST_DOCUMENT:
+                raise DataError(
+                    f"{path}: one document of more than {LONGEST_DOCUMENT >> 20} MiB; "
+                    "choose --txt-documents paragraph or --txt-documents line"
+                )
+        yield _decoded(bytes(content))
+
+
+def read_lines(unit: Unit, options: ReadOptions, advance: Advance) -> Iterator[Document]:
+    """Each line one document."""
+    for _, line in _lines(unit, advance):
+        yield _decoded(line)
+
+
+def read_paragraphs(unit: Unit, options: ReadOptions, advance: Advance) -> Iterator[Document]:
+    """Each run of lines between blank lines one document."""
+    paragraph: list[bytes] = []
+    for _, line in _lines(unit, advance):
+        if line.strip():
+            paragraph.append(line)
+        elif paragraph:
+            yield _decoded(b"\n".join(paragraph))
+            paragraph = []
+    if paragraph:
+        yield _decoded(b"\n".join(paragraph))
+
+
+def read_jsonl(unit: Unit, options: ReadOptions, advance: Advance) -> Iterator[Document]:
+    """The text field of one JSON object per line; blank lines are no documents."""
+    for number, line in _lines(unit, advance):
+        if not line.strip():
+            continue
+        try:
+            yield Document(_text_of(json.loads(line), options.text_field))
+        except (ValueError, RecursionError) as error:
+            if options.skip_bad_lines:
+                yield Document("", "malformed line")
+                continue
+            where = f"{unit.paths[0]}:{number + _lines_before(unit)}"
+            raise DataError(
+                f"{where}: {error}; mend the line or pass --skip-bad-lines to leave such lines out"
+            ) from error
+
+
+def read_parquet(unit: Unit, options: ReadOptions, advance: Advance) -> Iterator[Document]:
+    """The text column of the row groups from start to stop, batch by batch."""
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(unit.paths[0]) as file:
+        for group in range(unit.start, unit.stop):
+            rows = file.metadata.row_group(group).num_rows
+            share = unit.size / (unit.stop - unit.start) / max(1, rows)
+            for batch in file.iter_batches(batch_size=256, row_groups=[group], columns=[options.text_field]):
+                for text in batch.column(0).to_pylist():
+                    yield Document(text) if text is not None else Document("", "no text")
+                advance(int(share * batch.num_rows))
+
+
+def read_python(unit: Unit, options: ReadOptions, advance: Advance) -> Iterator[Document]:
+    """Python sources, each decoded as it declares."""
+    for path in unit.paths:
+        content = Path(path).read_bytes()
+        advance(len(content))
+        try:
+            encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
+            yield Document(content.decode(encoding))
+        except (SyntaxError, UnicodeDecodeError, LookupError):
+            yield Document("", "not in its declared encoding")
+
+
+def read_docstrings(unit: Unit, options: ReadOptions, advance: Advance) -> Iterator[Document]:
+    from data.stdlib import docstrings, topics
+
+    for text in (*topics(), *docstrings()):
+        yield Document(text)
+
+
+def read_hub(unit: Unit, options: ReadOptions, advance: Advance) -> Iterator[Document]:
+    """One shard (number `start`) of a streamed `datasets` dataset."""
+    from data.hub import rows
+
+    for row in rows(unit.paths[0], unit.start):
+        try:
+            text = _text_of(row, options.text_field)
+        except ValueError as error:
+            raise DataError(f"{unit.paths[0]}: {error}") from error
+        advance(len(text))
+        yield Document(text)
+
+
+READERS: dict[str, Callable[[Unit, ReadOptions, Advance], Iterator[Document]]] = {
+    "file": read_files,
+    "line": read_lines,
+    "paragraph": read_paragraphs,
+    "jsonl": read_jsonl,
+    "parquet": read_parquet,
+    "python": read_python,
+    "docstrings": read_docstrings,
+    "hub": read_hub,
+}
+
+
+def _decoded(content: bytes) -> Document:
+    try:
+        return Document(content.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        return Document("", "not UTF-8")
+
+
+def _text_of(record: Any, field: str) -> str:
+    """The text of a JSON record; a null is an empty text. Raises ValueError that names the fields there are."""
+    if not isinstance(record, dict):
+        raise ValueError(f"a JSON {type(record).__name__} where an object with a {field!r} field belongs")
+    if field not in record:
+        raise ValueError(f"no field {field!r}; there are {', '.join(map(repr, record))}: choose with --text-field")
+    text = record[field]
+    if text is None:
+        return ""
+    if not isinstance(text, str):
+        raise ValueError(f"field {field!r} is {type(text).__name__}, not text")
+    return text
+
+
+def _lines(unit: Unit, advance: Advance) -> Iterator[tuple[int, bytes]]:
+    """Lines of a unit's one file without their ends, numbered from 1 at the unit's start."""
+    path, rest, number = unit.paths[0], b"", 0
+    for chunk in _chunks(path, advance, unit.start, unit.stop or None):
+        first, *more = chunk.split(b"\n")
+        rest += first
+        if len(rest) > LONGEST_DOCUMENT:
+            raise DataError(f"{path}: a line of more than {LONGEST_DOCUMENT >> 20} MiB; is it in the right format?")
+        for following in more:
+            number += 1
+            yield number, rest.removesuffix(b"\r")
+            rest = following
+    if rest:
+        yield number + 1, rest
+
+
+def _lines_before(unit: Unit) -> int:
+    """Line ends before a unit's start, to turn its line numbers into the file's."""
+    if not unit.start:
+        return 0
+    return sum(chunk.count(b"\n") for chunk in _chunks(unit.paths[0], lambda size: None, 0, unit.start))
+
+
+def _chunks(path: str, advance: Advance, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+    """The content of a file from byte start to stop, decompressed by its suffix (.gz, .zst), in pieces."""
+    try:
+        with open(path, "rb") as file:
+            if path.endswith(".gz"):
+                yield from _gzip_chunks(file, advance)
+            elif path.endswith(".zst"):
+                yield from _zstd_chunks(file, advance)
+            else:
+                yield from _plain_chunks(file, advance, start, stop)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path}: damaged or cut short ({error}); copy or download it again") from error
+
+
+def _plain_chunks(file: io.BufferedReader, advance: Advance, start: int, stop: int | None) -> Iterator[bytes]:
+    file.seek(start)
+    left = stop - start if stop is not None else None
+    while chunk := file.read(CHUNK_BYTES if left is None else min(CHUNK_BYTES, left)):
+        if left is not None:
+            left -= len(chunk)
+        advance(len(chunk))
+        yield chunk
+
+
+def _gzip_chunks(file: io.BufferedReader, advance: Advance) -> Iterator[bytes]:
+    position = 0
+    with gzip.GzipFile(fileobj=file) as content:
+        while chunk := content.read(CHUNK_BYTES):
+            advance(file.tell() - position)
+            position = file.tell()
+            yield chunk
+
+
+def _zstd_chunks(file: io.BufferedReader, advance: Advance) -> Iterator[bytes]:
+    """Frame by frame, because zstandard's own reader ends quietly where a file was cut short."""
+    import zstandard
+
+    frame = None
+    while compressed := file.read(CHUNK_BYTES // 64):
+        advance(len(compressed))
+        while compressed:
+            frame = frame or zstandard.ZstdDecompressor().decompressobj()
+            try:
+                yield frame.decompress(compressed)
+            except zstandard.ZstdError as error:
+                raise EOFError(str(error)) from error
+            compressed = frame.unused_data if frame.eof else b""
+            frame = None if frame.eof else frame
+    if frame is not None:
+        raise EOFError("the last frame does not end")

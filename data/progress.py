@@ -1,0 +1,48 @@
+"""How far a long job is: a bar on a terminal, a plain line every few seconds elsewhere."""
+
+import sys
+import time
+from types import TracebackType
+
+from tqdm import tqdm
+
+LINE_SECONDS = 10.0
+
+
+class Progress:
+    """Shows bytes done, MB/s and the time left on stderr. `total` 0 means unknown."""
+
+    def __init__(self, label: str, total: int, done: int = 0) -> None:
+        self.label, self.total, self.done = label, total, done
+        self._start, self._start_done = time.monotonic(), done
+        self._next_line = self._start + LINE_SECONDS
+        self._bar = (
+            tqdm(total=total or None, initial=done, desc=label, unit="B", unit_scale=True, leave=False, smoothing=0.05)
+            if sys.stderr.isatty()
+            else None
+        )
+
+    def show(self, done: int) -> None:
+        """Say that `done` bytes are done in all."""
+        step, self.done = done - self.done, done
+        if self._bar is not None:
+            self._bar.update(step)
+        elif time.monotonic() >= self._next_line:
+            self._next_line += LINE_SECONDS
+            print(self._line(), file=sys.stderr, flush=True)
+
+    def _line(self) -> str:
+        speed = (self.done - self._start_done) / (time.monotonic() - self._start)
+        if not self.total:
+            return f"{self.label}: {self.done / 1e6:,.1f} MB, {speed / 1e6:.1f} MB/s"
+        left = tqdm.format_interval((self.total - self.done) / speed) if speed else "?"
+        return f"{self.label}: {self.done / self.total:4.0%} of {self.total / 1e6:,.1f} MB, {speed / 1e6:.1f} MB/s, {left} left"
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()

@@ -1,0 +1,111 @@
+"""Text to token ids and back: a tokenizer kept as `tokenizer.json` (the Hugging Face `tokenizers` format)."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from config import DataError
+from data.files import write_atomically
+from data.manifest import canonical_json
+
+TOKENIZER_NAME = "tokenizer.json"
+END_OF_DOCUMENT = "<|endoftext|>"
+END_NAMES = (END_OF_DOCUMENT, "<|end_of_text|>", "<|endofdocument|>", "<eos>", "</s>")
+
+
+class Tokenizer:
+    """A vocabulary and its rules. Special tokens that occur in a text are encoded as the ordinary text they are."""
+
+    def __init__(self, spec: str) -> None:
+        """`spec` is the content of a tokenizer.json that has one of `END_NAMES`; see `with_end_token`."""
+        self.spec = spec
+        self._model = tokenizers.Tokenizer.from_str(spec)
+        self._model.encode_special_tokens = True
+        self._model.no_truncation()
+        self._model.no_padding()
+        vocab = self._model.get_vocab(with_added_tokens=True)
+        self.vocab_size: int = max(vocab.values()) + 1
+        """Rows of the smallest embedding table that holds every id."""
+        self.eod_token: str = next(name for name in END_NAMES if name in vocab)
+        self.eod_id: int = vocab[self.eod_token]
+        """The token that ends each document."""
+
+    @classmethod
+    def load(cls, path: Path | str) -> "Tokenizer":
+        """Read the tokenizer.json of a dataset or a checkpoint. Raises DataError if it is missing or is not one."""
+        try:
+            return cls(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise DataError(f"{path}: no such file; it belongs to the dataset or checkpoint it lies in") from error
+        except StopIteration as error:
+            raise DataError(f"{path}: has no end-of-document token (one of {', '.join(END_NAMES)})") from error
+        except Exception as error:  # tokenizers raises bare Exception for every malformed file
+            raise DataError(f"{path}: not a tokenizer.json that `tokenizers` can read: {error}") from error
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the content, in hex, whatever its spacing and key order."""
+        return hashlib.sha256(canonical_json(json.loads(self.spec)).encode()).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without an end-of-document token."""
+        return self._model.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of several texts, on all cores."""
+        return [encoding.ids for encoding in self._model.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens by name. Bytes that are not UTF-8 become U+FFFD."""
+        return self._model.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    def save(self, path: Path | str) -> None:
+        """Write the tokenizer.json, atomically."""
+        write_atomically(Path(path), self.spec)
+
+
+def with_end_token(model: tokenizers.Tokenizer) -> Tokenizer:
+    """Make a tokenizer ours: its own end-of-document token as a special token, or a new one with the next free id."""
+    model.no_truncation()
+    model.no_padding()
+    vocab = model.get_vocab(with_added_tokens=True)
+    model.add_special_tokens([next((name for name in END_NAMES if name in vocab), END_OF_DOCUMENT)])
+    return Tokenizer(model.to_str())
+
+
+def byte_level_bpe(
+    vocab: dict[str, int], merges: list[tuple[str, str]], split: str | None, **options: Any
+) -> tokenizers.Tokenizer:
+    """A byte-level BPE that splits text by a regex first; `split=None` does not split.
+
+    Vocabulary and merges are spelled in the printable alphabet of `byte_alphabet`.
+    """
+    from tokenizers import Regex, decoders, models, pre_tokenizers
+
+    model = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges, **options))
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    model.pre_tokenizer = (
+        pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(split), "isolated"), to_bytes]) if split else to_bytes
+    )
+    model.decoder = decoders.ByteLevel()
+    return model
+
+
+def byte_alphabet() -> dict[int, str]:
+    """The printable character that stands for each byte in a byte-level vocabulary (GPT-2, Radford et al. 2019).
+
+    Printable Latin-1 stands for itself; the others take the characters from U+0100 on, in order.
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(0x100 + n) for n, byte in enumerate(others)}
+
+
+def byte_tokenizer() -> Tokenizer:
+    """256 bytes and `<|endoftext|>` (id 256): the id of a byte is its value."""
+    return with_end_token(byte_level_bpe({char: byte for byte, char in byte_alphabet().items()}, [], None))
