@@ -1,0 +1,139 @@
+"""Hugging Face folders: old and sharded files, and what cannot be converted."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import model
+from config import CheckpointError, ConfigError
+from model.hf_config import architecture, from_hf_config, to_hf_config
+from tests.model.tiny import tiny_config, tiny_model
+
+
+def save_tiny(folder, preset: str, **changes) -> tuple:
+    config = tiny_config(preset, **changes)
+    state = tiny_model(config).state_dict()
+    model.save_hf(folder, config, state)
+    return config, state
+
+
+def edit_config(folder, **changes) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def assert_same(state, expected) -> None:
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    "preset, changes, message",
+    [
+        ("llama", dict(activation="relu2"), "model.activation: relu2 has no equivalent .*LlamaForCausalLM.* swiglu"),
+        ("llama", dict(logit_softcap=30.0), "model.logit_softcap: 30.0 has no equivalent"),
+        ("llama", dict(norm="layernorm"), "model.norm: layernorm has no equivalent"),
+        ("llama", dict(hidden_size=30, head_size=8), "model.hidden_size: 30 has no equivalent"),
+        ("qwen3", dict(bias=True), "model.bias: True has no equivalent .*Qwen3ForCausalLM"),
+        ("gpt2", dict(bias=False), "model.bias: False has no equivalent .*GPT2LMHeadModel"),
+        ("gpt2", dict(qk_norm=True), "model.qk_norm: True has no equivalent"),
+        ("gpt2", dict(num_kv_heads=2), "model.num_kv_heads: 2 has no equivalent"),
+        ("gpt2", dict(head_size=16), "model.head_size: 16 has no equivalent"),
+    ],
+)
+def test_a_model_without_equivalent_is_refused_by_setting(preset, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        architecture(tiny_config(preset, **changes))
+
+
+@pytest.mark.parametrize(
+    "preset, changes, message",
+    [
+        ("llama", dict(model_type="mistral"), "model_type 'mistral' is not one of gpt2, llama, qwen3"),
+        ("llama", dict(hidden_act="gelu"), "hidden_act 'gelu' is not supported, only 'silu'"),
+        ("llama", dict(rope_parameters={"rope_type": "llama3", "rope_theta": 1.0}), "type 'llama3' is not supported"),
+        ("llama", dict(rope_parameters=None, rope_scaling={"type": "linear"}), "type 'linear' is not supported"),
+        ("llama", dict(attention_bias=True), "mlp_bias False is not supported, only True"),
+        ("qwen3", dict(use_sliding_window=True), "use_sliding_window True is not supported"),
+        ("qwen3", dict(attention_bias=True, mlp_bias=True), "attention_bias True is not supported"),
+        ("gpt2", dict(activation_function="tanh"), "activation_function 'tanh' is not supported"),
+        ("gpt2", dict(scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx True is not supported"),
+        ("gpt2", dict(attn_pdrop=0.3), "attn_pdrop 0.3 is not supported, only 0.0"),
+        ("llama", dict(hidden_size="wide"), "hidden_size: Input should be a valid integer"),
+    ],
+)
+def test_a_foreign_model_we_cannot_compute_is_refused(preset, changes, message):
+    hf = to_hf_config(tiny_config(preset), dtype="float32", end_of_text=None) | changes
+    with pytest.raises(ConfigError, match=f"somewhere/config.json: .*{message}"):
+        from_hf_config(hf, "somewhere/config.json")
+
+
+def test_a_missing_setting_is_named():
+    hf = to_hf_config(tiny_config(), dtype="float32", end_of_text=None)
+    del hf["intermediate_size"]
+    with pytest.raises(ConfigError, match=r"config\.json: setting 'intermediate_size' is missing"):
+        from_hf_config(hf, "config.json")
+
+
+def test_a_config_of_transformers_4_is_read(tmp_path):
+    save_tiny(tmp_path, "llama", rope_theta=5e5)
+    edit_config(tmp_path, rope_parameters=None, rope_scaling=None)
+    assert model.load_hf(tmp_path)[0].rope_theta == 5e5
+
+
+def test_names_and_buffers_of_the_original_gpt2_are_read(tmp_path):
+    _, state = save_tiny(tmp_path, "gpt2")
+    tensors = load_file(tmp_path / "model.safetensors")
+    old = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    old["h.0.attn.bias"] = torch.ones(1, 1, 64, 64)
+    save_file(old, tmp_path / "model.safetensors")
+    assert_same(model.load_hf(tmp_path)[1], state)
+
+
+def test_sharded_files_are_read(tmp_path):
+    _, state = save_tiny(tmp_path, "llama")
+    tensors = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    shards = {"model-1.safetensors": sorted(tensors)[:5], "model-2.safetensors": sorted(tensors)[5:]}
+    for file, names in shards.items():
+        save_file({name: tensors[name] for name in names}, tmp_path / file)
+    weight_map = {name: file for file, names in shards.items() for name in names}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert_same(model.load_hf(tmp_path)[1], state)
+    (tmp_path / "model-2.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"model-2\.safetensors is missing"):
+        model.load_hf(tmp_path)
+
+
+def test_bf16_stays_bf16(tmp_path):
+    config = tiny_config("gpt2")
+    state = tiny_model(config).bfloat16().state_dict()
+    model.save_hf(tmp_path, config, state)
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
+    loaded = model.load_hf(tmp_path)[1]
+    assert_same(loaded, state)
+    assert all(tensor.dtype == torch.bfloat16 for tensor in loaded.values())
+
+
+def test_weights_that_do_not_fit_the_config_are_named(tmp_path):
+    save_tiny(tmp_path, "qwen3")
+    edit_config(tmp_path, intermediate_size=100)
+    with pytest.raises(CheckpointError, match=r"down_proj.weight is \(32, 128\), the config asks for \(32, 100\)"):
+        model.load_hf(tmp_path)
+    edit_config(tmp_path, intermediate_size=128, num_hidden_layers=3)
+    with pytest.raises(CheckpointError, match=r"blocks.2.attention.k_norm.weight is missing"):
+        model.load_hf(tmp_path)
+    edit_config(tmp_path, num_hidden_layers=1)
+    with pytest.raises(CheckpointError, match=r"blocks.1.* the config asks for none"):
+        model.load_hf(tmp_path)
+
+
+def test_an_empty_folder_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
+        model.load_hf(tmp_path)
+    save_tiny(tmp_path, "gpt2")
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is missing; only safetensors files are read"):
+        model.load_hf(tmp_path)
