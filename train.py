@@ -8,24 +8,21 @@ import sys
 import time
 from contextlib import closing
 
-from config import GroundworkError, RunConfig
-from config.command_line import CommandLine, parse_command_line
+from config import GroundworkError
+from config.command_line import Answered, CommandLine, parse_command_line
 from config.debug import STEPS_SHOWN
-from data.check import check_data
 
 
 def main(arguments: list[str]) -> int:
     """Check everything that needs no slow import, then train. Returns the exit code."""
     speaks = os.environ.get("RANK", "0") == "0"
     try:
-        command = parse_command_line(arguments, os.environ)
-        if command.answer:
-            print(command.answer)
-            return 0
-        check_data(command.config)
-        return train(command)
+        return train(parse_command_line(arguments, os.environ))
+    except Answered as answer:
+        print(answer)
+        return 0
     except GroundworkError as error:
-        if speaks or error.on_this_rank_only:
+        if speaks:
             print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -78,13 +75,15 @@ def train(command: CommandLine) -> int:
             monitor.step(report, state.tokens, time.perf_counter() - began)
 
             stopping = stop.agreed(world)
-            if config.validation.is_due(state.step, config.schedule.steps):
+            if not stopping and config.validation.is_due(state.step, config.schedule.steps):
                 monitor.validation(state.step, engine.evaluate(held_out))
                 monitor.sample(state.step, continue_prompt(engine, tokenizer, state.step))
             if stopping or config.checkpoint.is_due(state.step, config.schedule.steps):
                 path = save(run.checkpoints, engine.deepspeed, state, documents, world, config.checkpoint.keep_last)
             if stopping:
-                monitor.say(f"stopped after step {state.step:,} and saved {path}; the same command continues from there")
+                monitor.say(
+                    f"stopped after step {state.step:,} and saved {path}; the same command continues from there"
+                )
                 break
 
     lock.close() if lock else None

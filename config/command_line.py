@@ -3,16 +3,20 @@
 import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from config.accelerate import check_accelerate
 from config.debug import debug_config
 from config.derive import derive
-from config.device import cpu_info
-from config.accelerate import check_accelerate
+from config.device import DeviceInfo, cpu_info
 from config.ds_json import deepspeed_json, resolve_precision
 from config.errors import ConfigError
-from config.load import find_recipe, load_recipe
+from config.load import load_recipe
+from config.plan import plan
 from config.rendezvous import world_size
 from config.schema import RunConfig
+
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,9 @@ def parse_command_line(arguments: list[str], environ: Mapping[str, str]) -> Comm
     parser.add_argument("overrides", nargs="*")
     for flag in ("--help", "-h", "--debug", "--dry-run"):
         parser.add_argument(flag, action="store_true")
-    parser.add_argument(
-        "--local_rank", "--local-rank", type=int
-    )  # the deepspeed launcher adds it; LOCAL_RANK says it too
+    parser.add_argument("--ranks", type=int)
+    # The deepspeed launcher adds it; LOCAL_RANK says the same.
+    parser.add_argument("--local_rank", "--local-rank", type=int)
     typed = parser.parse_intermixed_args(arguments)
     if typed.help or typed.h:
         from config.help import settings_help
@@ -52,9 +56,22 @@ def parse_command_line(arguments: list[str], environ: Mapping[str, str]) -> Comm
         config = debug_config(config, environ)
     check_accelerate(config, environ)
     if typed.dry_run:
-        raise Answered(_plan(config, environ, str(find_recipe(typed.recipe))))
+        raise Answered(dry_run(config, typed.ranks, environ))
+    if typed.ranks:
+        raise ConfigError("command line: --ranks belongs to --dry-run; a training has as many ranks as are launched")
     derive(config, world_size(environ))
     return CommandLine(config, typed.recipe, typed.debug)
+
+
+def dry_run(config: RunConfig, ranks: int | None, environ: Mapping[str, str]) -> str:
+    """The plan for `ranks` GPUs, or without `ranks` for this launch on this machine."""
+    here = ranks is None and not NVIDIA_DRIVER.exists()
+    device = cpu_info() if here else DeviceInfo("gpu", "a GPU with bf16", fast_bf16=True, fp16=True)
+    derived = derive(config, ranks or world_size(environ))
+    precision = resolve_precision(config, device)
+    text = plan(config, derived, deepspeed_json(config, derived, precision.value, device))
+    other = "" if ranks else "; --ranks N plans for N GPUs"
+    return f"{text}\nplanned for {device.name}{other}; nothing was started"
 
 
 class _Parser(argparse.ArgumentParser):

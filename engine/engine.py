@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from data.batch import Batch
 from torch import nn
 
 from config.errors import GroundworkError
 from config.schema import RunConfig
+from data.batch import Batch
 from engine.dist import World, all_sum
 from engine.objective import causal_lm, count_targets
 from engine.optimizer import build_optimizer

@@ -2,10 +2,10 @@
 
 import numpy as np
 import torch
-from data.batch import IGNORE, Batch
-from model.head import Loss
 from torch import nn
 
+from data.batch import IGNORE, Batch
+from model.head import Loss
 from model.layout import Layout
 
 

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from config import CheckpointError, ConfigError, RunConfig, dump_recipe, load_recipe
-from config.changes import compare
+from config.changes import ENDLESS, compare
 from config.schema import RunSection
 from data.manifest import Manifest
-from engine.checkpoint import STATE, RunState, newest_intact
+from engine.checkpoint import STATE, RunState, committed, newest_intact
 from engine.dist import World, from_main
+from engine.monitor import METRICS
 
 RECIPE, TOKENIZER, DATA = "recipe.yaml", "tokenizer.json", "data.json"
 
@@ -69,6 +70,32 @@ def open_run(config: RunConfig, documents: dict[str, str], world: World, say: An
     if world.is_main:
         (folder / RECIPE).write_text(documents[RECIPE])
     return Run(folder, checkpoint, state)
+
+
+def summary(config: RunConfig, run_folder: Path, recipe: str) -> str:
+    """What a finished run leaves behind, and what can be done with it."""
+    records = [json.loads(line) for line in (run_folder / METRICS).read_text().splitlines()]
+    losses = [r for r in records if "validation_loss" in r]
+    samples = [r["sample"] for r in records if "sample" in r]
+    lines = [f"{run_folder} is complete: {config.schedule.steps:,} steps"]
+    if losses:
+        lines[0] += (
+            f", validation loss {losses[-1]['validation_loss']:.4f}"
+            f" (perplexity {losses[-1]['validation_perplexity']:,.2f})"
+        )
+    if samples:
+        lines += ["sample:", *("  | " + line for line in samples[-1].splitlines())]
+    checkpoint = committed(run_folder / "checkpoints")[-1]
+    steps = 2 * config.schedule.steps
+    consent = "" if config.schedule.name in ENDLESS else " run.accept_changes=true"
+    lines += [
+        f"checkpoint    {run_folder}/checkpoints/{checkpoint}",
+        f"curves        tensorboard --logdir {run_folder.parent}",
+        f"more text     python -m tasks generate {run_folder} --prompt TEXT",
+        f"train longer  deepspeed train.py {recipe} schedule.steps={steps}{consent}",
+        f"start over    deepspeed train.py {recipe} run.resume=fresh",
+    ]
+    return "\n".join(lines)
 
 
 def check_resume(config: RunConfig, checkpoint: Path, documents: dict[str, str], say: Any) -> None:

@@ -1,0 +1,39 @@
+# make train: everything on a fresh machine, then a real training run. make test: the same, then every test.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CORPUS := corpora/python
+ARGS ?=
+
+.PHONY: train test test-fast check corpus clean
+
+train: $(VENV)/.installed corpus
+	$(BIN)/deepspeed train.py gpt_quickstart $(ARGS)
+
+corpus: $(VENV)/.installed
+	$(BIN)/python -m data prepare stdlib --out $(CORPUS) --vocab-size 8192
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m "not slow"
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# torch first: deepspeed's build asks for it.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch setuptools wheel
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e .[dev]
+	touch $@
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,28 @@
+"""`python -m tasks COMMAND …`"""
+
+import argparse
+import sys
+
+from config import GroundworkError
+from tasks import generate
+
+COMMANDS = {"generate": generate}
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tasks", description="Use a trained model.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, module in COMMANDS.items():
+        module.add_arguments(commands.add_parser(name, help=module.__doc__, description=module.__doc__))
+    options = parser.parse_args(arguments)
+    try:
+        return COMMANDS[options.command].run(options)
+    except GroundworkError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
