@@ -91,8 +91,8 @@ def read_jsonl(unit: Unit, options: ReadOptions, advance: Advance) -> Iterator[D
         if not line.strip():
             continue
         try:
-            yield Document(_text_of(json.loads(line), options.text_field))
-        except (ValueError, RecursionError) as error:
+            yield Document(_text_of(_parsed(line), options.text_field))
+        except ValueError as error:
             if options.skip_bad_lines:
                 yield Document("", "malformed line")
                 continue
@@ -165,6 +165,16 @@ def _decoded(content: bytes) -> Document:
         return Document(content.decode("utf-8-sig"))
     except UnicodeDecodeError:
         return Document("", "not UTF-8")
+
+
+def _parsed(line: bytes) -> Any:
+    """Parse one line. Raises ValueError that says what is wrong and where in the line."""
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"malformed JSON ({error.msg} at column {error.colno})") from error
+    except RecursionError as error:
+        raise ValueError("JSON nested too deep") from error
 
 
 def _text_of(record: Any, field: str) -> str:

@@ -25,7 +25,9 @@ def collect(partial: Path, folder: Path, unit_count: int, keep_duplicates: bool)
     """
     results = [load_result(partial, number) for number in range(unit_count)]
     dropped = sum((Counter(result.dropped) for result in results), Counter[str]())
-    _check_not_empty(results, dropped)
+    if not any("train" in result.shards for result in results):
+        shutil.rmtree(partial)
+        raise _empty(results, dropped)
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
     splits = {}
     for split in SPLITS:
@@ -73,17 +75,15 @@ def first_occurrences(hashes: Sequence[np.ndarray]) -> list[np.ndarray]:
     return keep
 
 
-def _check_not_empty(results: list[UnitResult], dropped: Counter[str]) -> None:
-    if any("train" in result.shards for result in results):
-        return
+def _empty(results: list[UnitResult], dropped: Counter[str]) -> DataError:
     held_out = sum(entry.documents for result in results for entry in result.shards.values())
     if held_out:
-        raise DataError(
+        return DataError(
             f"all {held_out:,} documents fell into the valid split and none into train; "
             "prepare more documents (a .txt file is one: see --txt-documents), or lower --split-valid"
         )
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in dropped.most_common()) or "the sources hold none"
-    raise DataError(f"no document was kept of {dropped.total():,} ({reasons}); check the sources and --text-field")
+    return DataError(f"no document was kept of {dropped.total():,} ({reasons}); check the sources and --text-field")
 
 
 def _move(entry: ShardEntry, partial: Path, folder: Path) -> ShardEntry:

@@ -16,13 +16,13 @@ from data.documents import Unit
 from data.encode import choose_encoder
 from data.finish import clear, collect
 from data.manifest import Manifest
-from data.progress import Progress
+from data.progress import Progress, in_bytes
 from data.resume import Plan, PrepareOptions, already_done, locked, open_partial, settings
 from data.shard import token_dtype
 from data.sources import Source, plan
 from data.tokenizer import TOKENIZER_NAME, Tokenizer
 from data.unit import Job, result_path
-from data.vocabulary import load_any, sample_texts, train_tokenizer
+from data.vocabulary import check_vocab_size, load_any, sample_texts, train_tokenizer
 from data.workers import run_units
 
 CHECK_DOCUMENTS = 200
@@ -34,37 +34,46 @@ def prepare(options: PrepareOptions, say: Callable[[str], None] = print) -> Mani
     Raises DataError for every mistake of the arguments or the sources, and when the disk is full.
     """
     started = time.monotonic()
-    with _system_errors_explained(options), locked(options.out):
+    with _system_errors_explained(options):
         sources = plan(list(options.sources), options.read)
         loaded = load_any(options.tokenizer) if options.tokenizer else None
+        check_vocab_size(options.vocab_size)
         wanted = Plan(settings=settings(options, loaded), sources=tuple(source.entry for source in sources))
-        if manifest := already_done(options, wanted):
-            say(f"{options.out}: already done, from the same sources with the same settings\n{summary(manifest)}")
-            return manifest
-        _announce(sources, say)
-        folder = open_partial(options, wanted)
-        units = [unit for source in sources for unit in source.units]
-        tokenizer = _tokenizer(folder, loaded, units, options, say)
-        _write_units(folder, tokenizer, units, options, say)
-        splits, dropped = collect(folder, options.out, len(units), options.keep_duplicates)
-        tokenizer.save(options.out / TOKENIZER_NAME)
-        manifest = _manifest(wanted, tokenizer, splits, dropped)
-        manifest.save(options.out)
-        clear(options.out, folder, splits)
+        with locked(options.out):
+            if manifest := already_done(options, wanted):
+                say(f"{options.out}: already done, from the same sources with the same settings\n{summary(manifest)}")
+                return manifest
+            manifest = _make(options, wanted, sources, loaded, say)
     seconds = time.monotonic() - started
-    say(f"{options.out}: done in {seconds:,.1f} s, {manifest.text_bytes / 1e6 / seconds:.1f} MB/s\n{summary(manifest)}")
+    say(f"{options.out}: done in {seconds:,.1f} s\n{summary(manifest)}")
+    return manifest
+
+
+def _make(
+    options: PrepareOptions, wanted: Plan, sources: list[Source], loaded: Tokenizer | None, say: Callable[[str], None]
+) -> Manifest:
+    _announce(sources, say)
+    partial = open_partial(options, wanted)
+    units = [unit for source in sources for unit in source.units]
+    tokenizer = _tokenizer(partial, loaded, units, options, say)
+    _write_units(partial, tokenizer, units, options, say)
+    splits, dropped = collect(partial, options.out, len(units), options.keep_duplicates)
+    tokenizer.save(options.out / TOKENIZER_NAME)
+    manifest = _manifest(wanted, tokenizer, splits, dropped)
+    manifest.save(options.out)
+    clear(options.out, partial, splits)
     return manifest
 
 
 def summary(manifest: Manifest) -> str:
     """The counts of a dataset in a few lines."""
     lines = [
-        f"  {manifest.documents:,} documents, {manifest.text_bytes / 1e6:,.1f} MB of text -> {manifest.tokens:,} tokens "
+        f"  {manifest.documents:,} documents, {in_bytes(manifest.text_bytes)} of text -> {manifest.tokens:,} tokens "
         f"({manifest.text_bytes / manifest.tokens:.2f} bytes per token, {manifest.vocab_size:,} in the vocabulary)"
     ]
     for split, entries in manifest.splits.items():
         tokens, documents = sum(e.tokens for e in entries), sum(e.documents for e in entries)
-        note = "" if entries else ": nothing was held out; raise --split-valid to validate on this dataset"
+        note = "" if entries else " (nothing was held out: raise --split-valid if this dataset is to be validated on)"
         lines.append(f"  {split}: {tokens:,} tokens, {documents:,} documents, {len(entries):,} shards{note}")
     if manifest.dropped:
         lines.append("  dropped: " + ", ".join(f"{reason} {count:,}" for reason, count in manifest.dropped.items()))
@@ -74,7 +83,7 @@ def summary(manifest: Manifest) -> str:
 def _announce(sources: list[Source], say: Callable[[str], None]) -> None:
     for source in sources:
         entry = source.entry
-        say(f"{entry.name}: {entry.files:,} files, {entry.bytes / 1e6:,.1f} MB, in {len(source.units):,} units of work")
+        say(f"{entry.name}: {entry.files:,} files, {in_bytes(entry.bytes)}, in {len(source.units):,} units of work")
         if source.skipped:
             kinds = sorted(source.skipped.items(), key=lambda item: (-item[1], item[0]))
             named = ", ".join(f"{suffix} {count:,}" for suffix, count in kinds[:8])
@@ -114,8 +123,11 @@ def _write_units(
     job = Job(folder, options.read, options.normalise, options.split_valid, tokenizer.spec, encoder.value)
     total = sum(unit.size for unit in units) if all(unit.size for unit in units) else 0
     done = sum(unit.size for unit in units) - sum(unit.size for unit in todo.values())
+    started = time.monotonic()
     with Progress("prepare", total, done) as progress:
         run_units(todo, job, options.workers, lambda more: progress.show(done + more))
+    seconds, read_bytes = time.monotonic() - started, progress.done - done
+    say(f"encoded {in_bytes(read_bytes)} in {seconds:,.1f} s, {in_bytes(read_bytes / seconds)}/s")
 
 
 def _manifest(wanted: Plan, tokenizer: Tokenizer, splits: dict, dropped: dict[str, int]) -> Manifest:
@@ -142,10 +154,12 @@ def _system_errors_explained(options: PrepareOptions) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise DataError(f"{error.filename or options.out}: {error.strerror or error}") from error
+            ours = Path(error.filename or options.out).is_relative_to(options.out)
+            where = f"--out {options.out}: cannot be written, choose another folder" if ours else error.filename
+            raise DataError(f"{where}: {error.strerror or error}") from error
         free = shutil.disk_usage(options.out).free
         written = sum(path.stat().st_size for path in options.out.rglob("*") if path.is_file())
         raise DataError(
-            f"{options.out}: the disk is full ({free / 1e6:,.1f} MB free, {written / 1e6:,.1f} MB written so far; a dataset "
+            f"{options.out}: the disk is full ({in_bytes(free)} free, {in_bytes(written)} written so far; a dataset "
             "takes about half the bytes of its text); make room and run the same command again, it goes on from here"
         ) from error

@@ -9,6 +9,15 @@ from tqdm import tqdm
 LINE_SECONDS = 10.0
 
 
+def in_bytes(count: float) -> str:
+    """A number of bytes with a decimal unit: 79 B, 12.3 kB, 31.7 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} TB"
+
+
 class Progress:
     """Shows bytes done, MB/s and the time left on stderr. `total` 0 means unknown."""
 
@@ -34,9 +43,9 @@ class Progress:
     def _line(self) -> str:
         speed = (self.done - self._start_done) / (time.monotonic() - self._start)
         if not self.total:
-            return f"{self.label}: {self.done / 1e6:,.1f} MB, {speed / 1e6:.1f} MB/s"
+            return f"{self.label}: {in_bytes(self.done)}, {in_bytes(speed)}/s"
         left = tqdm.format_interval((self.total - self.done) / speed) if speed else "?"
-        return f"{self.label}: {self.done / self.total:4.0%} of {self.total / 1e6:,.1f} MB, {speed / 1e6:.1f} MB/s, {left} left"
+        return f"{self.label}: {self.done / self.total:.0%} of {in_bytes(self.total)}, {in_bytes(speed)}/s, {left} left"
 
     def __enter__(self) -> "Progress":
         return self

@@ -7,6 +7,7 @@ import numpy as np
 from data.dataset import Dataset, load_tokenizer, open_dataset
 from data.manifest import SPLITS, Manifest
 from data.prepare import summary
+from data.progress import in_bytes
 from data.tokenizer import Tokenizer
 
 BAR_WIDTH = 40
@@ -22,11 +23,11 @@ def report(folder: Path, documents: int = 3) -> str:
     sections = [
         f"{folder}\n{summary(manifest)}",
         "sources\n"
-        + "\n".join(f"  {s.name}: {s.files:,} files, {s.bytes / 1e6:,.1f} MB" for s in manifest.sources)
+        + "\n".join(f"  {s.name}: {s.files:,} files, {in_bytes(s.bytes)}" for s in manifest.sources)
         + "\n  prepared with "
         + ", ".join(f"{key} {value}" for key, value in manifest.settings.items()),
         f"tokenizer\n  {tokenizer.vocab_size:,} tokens, end of document {tokenizer.eod_token!r} = {tokenizer.eod_id}, "
-        f"fingerprint {tokenizer.fingerprint[:16]}\n  longest tokens: {_longest_tokens(tokenizer)}",
+        f"fingerprint {tokenizer.fingerprint[:16]}\n  longest words: {_longest_words(tokenizer)}",
         "shards\n" + "\n".join(_shards(dataset) for dataset in datasets),
         f"tokens in a document\n{histogram(lengths)}",
         *_samples(datasets[0], tokenizer, documents),
@@ -51,16 +52,22 @@ def histogram(lengths: np.ndarray) -> str:
 
 def _shards(dataset: Dataset) -> str:
     sizes = [len(shard) for shard in dataset.shards]
-    megabytes = sum(size * dataset.shards[0].dtype.itemsize for size in sizes) / 1e6
+    size = in_bytes(sum(sizes) * dataset.shards[0].dtype.itemsize)
     return (
-        f"  {dataset.split}: {len(sizes):,} of {min(sizes):,} to {max(sizes):,} tokens, {megabytes:,.1f} MB as "
-        f"{dataset.manifest.dtype}, {dataset.shards[0].prefix.name} to {dataset.shards[-1].prefix.name}"
+        f"  {dataset.split}: {dataset.shards[0].prefix.name} to {dataset.shards[-1].prefix.name}, {len(sizes):,} shards of "
+        f"{min(sizes):,} to {max(sizes):,} tokens, {size} as {dataset.manifest.dtype}"
     )
 
 
-def _longest_tokens(tokenizer: Tokenizer) -> str:
-    words = {tokenizer.decode([id_]) for id_ in range(tokenizer.vocab_size) if id_ != tokenizer.eod_id}
-    return " ".join(map(repr, sorted((word for word in words if word.strip()), key=lambda w: (-len(w), w))[:8]))
+def _longest_words(tokenizer: Tokenizer) -> str:
+    tokens = {tokenizer.decode([id_]) for id_ in range(tokenizer.vocab_size) if id_ != tokenizer.eod_id}
+    words = sorted((token for token in tokens if token.strip().isalpha()), key=lambda word: (-len(word), word))
+    return " ".join(repr(word) for word in words[:8])
+
+
+def _printable(text: str) -> str:
+    """Control characters escaped, so that a document cannot steer the terminal."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def _samples(dataset: Dataset, tokenizer: Tokenizer, count: int) -> list[str]:
@@ -74,7 +81,7 @@ def _samples(dataset: Dataset, tokenizer: Tokenizer, count: int) -> list[str]:
         shard = dataset.shards[shard_number]
         ids = shard.document(number - int(ends[shard_number]) + shard.document_count)
         text = tokenizer.decode(ids[:SAMPLE_CHARACTERS].tolist())[:SAMPLE_CHARACTERS]
-        pieces = "|".join(tokenizer.decode([id_]) for id_ in ids[:24].tolist()).replace("\n", "\\n")
-        body = "\n".join(f"  | {line}" for line in text.split("\n"))
+        pieces = "|".join(_printable(tokenizer.decode([id_])) for id_ in ids[:24].tolist())
+        body = "\n".join(f"  | {_printable(line)}" for line in text.split("\n"))
         samples.append(f"document {number:,} of {total:,}, {len(ids):,} tokens\n{body}\n  first tokens: {pieces}")
     return samples

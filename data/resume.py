@@ -18,6 +18,7 @@ from data.tokenizer import Tokenizer
 
 PARTIAL = ".partial"
 PLAN_NAME = "plan.json"
+FINISHED_UNITS = "[0-9]*.json"
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def open_partial(options: PrepareOptions, wanted: Plan) -> Path:
     plan_path = folder / PLAN_NAME
     if plan_path.is_file():
         found = Plan.model_validate_json(plan_path.read_bytes())
-        if found != wanted and not options.overwrite:
+        if found != wanted and not options.overwrite and any(folder.glob(FINISHED_UNITS)):
             raise DataError(
                 f"{options.out}: holds an unfinished preparation with other arguments ({_differences(found, wanted)}); "
                 "repeat it as it was, choose another --out, or pass --overwrite to start over"

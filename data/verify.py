@@ -10,7 +10,7 @@ import numpy as np
 from config import DataError
 from data.dataset import load_tokenizer
 from data.manifest import Manifest, ShardEntry, checksum
-from data.progress import Progress
+from data.progress import Progress, in_bytes
 from data.shard import PREPARE_AGAIN, Shard
 
 
@@ -25,10 +25,8 @@ class Verification:
 
     def __str__(self) -> str:
         verdict = f"{len(self.problems):,} problems" if self.problems else "intact"
-        speed = self.bytes / 1e6 / max(self.seconds, 1e-9)
-        return (
-            f"{verdict}: {self.shards:,} shards, {self.bytes / 1e6:,.1f} MB in {self.seconds:.2f} s ({speed:,.0f} MB/s)"
-        )
+        speed = in_bytes(self.bytes / max(self.seconds, 1e-9))
+        return f"{verdict}: {self.shards:,} shards, {in_bytes(self.bytes)} in {self.seconds:.2f} s ({speed}/s)"
 
 
 def verify(folder: Path | str) -> Verification:

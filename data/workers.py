@@ -16,6 +16,8 @@ from data.documents import Advance, Unit
 from data.unit import Job, write_unit
 
 POLL_SECONDS = 0.2
+WORTH_A_WORKER = 2 << 20
+"""Source bytes that take about as long as starting a process."""
 
 _run_here: Callable[[int, Unit], None]
 """In a worker process: writes one unit."""
@@ -30,8 +32,11 @@ def run_units(todo: Mapping[int, Unit], job: Job, workers: int, show: Callable[[
 
     Raises what a unit raised, after the other workers have stopped; finished units stay. One worker is this process.
     """
-    if min(workers, len(todo)) > 1:
-        _run_in_pool(todo, job, min(workers, len(todo)), show)
+    sizes = [unit.size for unit in todo.values()]
+    worth = 1 + sum(sizes) // WORTH_A_WORKER if all(sizes) else workers
+    workers = min(workers, len(todo), worth)
+    if workers > 1:
+        _run_in_pool(todo, job, workers, show)
     elif todo:
         _run_alone(todo, job, show)
 
