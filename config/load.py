@@ -72,6 +72,8 @@ def apply_overrides(document: Document, overrides: list[str] | tuple[str, ...]) 
             continue
         document.places = {p: where for p, where in document.places.items() if p[: len(path)] != path}
         document.places[path] = place
+        for depth in range(1, len(path)):
+            document.places.setdefault(path[:depth], place)
 
 
 def _set(values: Any, path: KeyPath, value: Any) -> str | None:
@@ -140,4 +142,4 @@ add_core_scalars(_Dumper)
 
 def dump_recipe(config: RunConfig) -> str:
     """YAML with every setting written out, which loads back to an equal config."""
-    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, width=120)

@@ -69,7 +69,9 @@ def activation_bytes(config: RunConfig, matmul: int, residual: int) -> int:
     the feed-forward's products (2D), queries, keys, values and the attention's output in the products' precision; the
     feed-forward's 2F, or 4F when gated; masks of dropout. With GPT's D = HE = KE, F = 4D, 2 bytes and dropout that is
     the paper's 34·s·b·h. QK-norm adds its inputs; the reference kernel adds the attention's probabilities. With
-    activation checkpointing each block keeps its input alone, and one block is whole at a time.
+    activation checkpointing each block keeps its input alone, and one block is whole at a time. Compiled blocks come
+    close to this; uncompiled ones keep an extra copy in each RMSNorm and for each product under autocast, up to 1.6
+    times as much.
 
     Args:
         matmul: bytes of a number in matrix products.
