@@ -69,9 +69,13 @@ def derive(config: RunConfig, world_size: int) -> Derived:
         total_tokens=rows * length * config.schedule.steps,
         parameters=count_parameters(config.model),
         flops_per_token=flops_per_token(config.model, length),
-        batch_equation=f"{rows:,} rows = {micro:,} micro × {accumulation:,} accumulation × {world_size:,} ranks; "
+        batch_equation=f"{rows:,} rows = {micro:,} micro × {accumulation:,} accumulation × {ranks_in_words(world_size)}; "
         f"× {length:,} tokens = {rows * length:,} tokens a step",
     )
+
+
+def ranks_in_words(world_size: int) -> str:
+    return "1 rank" if world_size == 1 else f"{world_size:,} ranks"
 
 
 def _indivisible(rows: int, micro: int, world_size: int) -> str:
@@ -83,7 +87,7 @@ def _indivisible(rows: int, micro: int, world_size: int) -> str:
     if rows % micro == 0:
         fixes.append(f"the number of ranks to {_either(_nearest_divisors(rows // micro, world_size))}")
     return (
-        f"batch.global_batch_size {rows} is not a multiple of batch.micro_batch_size {micro} × {world_size} ranks "
+        f"batch.global_batch_size {rows} is not a multiple of batch.micro_batch_size {micro} × {ranks_in_words(world_size)} "
         f"= {product}: set {', or '.join(fixes)}"
     )
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from config.derive import FLOPS_CONVENTION, Derived
+from config.derive import FLOPS_CONVENTION, Derived, ranks_in_words
 from config.memory import FP32, Memory, estimate_memory, moments
 from config.schema import RunConfig
 
@@ -59,9 +59,8 @@ def plan(config: RunConfig, derived: Derived, ds_json: dict[str, Any]) -> Plan:
     precision = next((p for p in ("bf16", "fp16") if ds_json[p]["enabled"]), None)
     precision = precision or ("bf16_autocast" if ds_json["torch_autocast"]["enabled"] else "fp32")
     stage = ds_json["zero_optimization"]["stage"]
-    ranks = "1 rank" if derived.world_size == 1 else f"{derived.world_size:,} ranks"
     return Plan(
-        name=f"{config.run.name}: {ranks}, ZeRO stage {stage}, {precision}",
+        name=f"{config.run.name}: {ranks_in_words(derived.world_size)}, ZeRO stage {stage}, {precision}",
         derived=derived,
         steps=config.schedule.steps,
         memory=estimate_memory(config, derived, ds_json),
