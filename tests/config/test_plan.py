@@ -30,6 +30,17 @@ def test_model_states_of_mixed_precision_follow_zero():
         assert not estimate.host
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16_autocast"])
+def test_fp32_weights_have_a_second_copy_only_where_zero_shards_them(precision):
+    """DeepSpeed's stages 1 to 3 step a flat fp32 copy of the rank's share; stage 0 steps the weights themselves."""
+    count, plain = memory(precision, 4, "engine.precision=auto", "engine.ds_config=zero0")
+    assert plain.device["weights"] == plain.device["gradients"] == 4 * count
+    assert plain.device["optimiser"] == 8 * count and "communication buffers" not in plain.device
+    _, sharded = memory(precision, 4, "engine.precision=auto", "engine.ds_config=zero1")
+    assert sharded.device["optimiser"] == pytest.approx(12 * count / 4, rel=1e-6)
+    assert ("bf16 copies of weights" in sharded.device) == (precision == "bf16_autocast")
+
+
 def test_offload_moves_states_to_the_host():
     count, estimate = memory("bf16", 8, "engine.ds_config=zero3_offload")
     assert not {"weights", "gradients", "optimiser"} & estimate.device.keys()
