@@ -11,6 +11,7 @@ from contextlib import closing
 from config import GroundworkError
 from config.command_line import Answered, CommandLine, parse_command_line
 from config.debug import STEPS_SHOWN
+from config.rendezvous import rank_and_size
 
 
 def main(arguments: list[str]) -> int:
@@ -32,9 +33,22 @@ def main(arguments: list[str]) -> int:
 
 
 def train(command: CommandLine) -> int:
-    """Connect, open the run, build, resume, loop, close."""
-    from data.stream import open_stream, open_validation
+    """Open the data, connect, resume, loop, close."""
+    from data.stream import open_stream
     from data.tokenizer import Tokenizer
+    from data.validation import open_validation
+
+    config = command.config
+    rank, size = rank_and_size(os.environ)
+    place = {"vocab_size": config.model.vocab_size, "rank": rank, "world_size": size}
+    stream = open_stream(config.data, config.batch, seed=config.run.seed, **place)
+    held_out = []
+    if config.validation.every_steps:
+        held_out = open_validation(
+            config.data, rows=config.validation.rows, micro_batch_size=config.batch.micro_batch_size, **place
+        )
+
+    # Slow imports, only now: torch and deepspeed take seconds, and every mistake above is reported at once.
     from engine.build import build_engine
     from engine.checkpoint import RunState, load, save
     from engine.debugging import prepare_debugging
@@ -44,18 +58,15 @@ def train(command: CommandLine) -> int:
     from engine.runs import hold_lock, open_run, run_documents, summary
     from engine.sample import continue_prompt
 
-    config = command.config
+    documents = run_documents(config)
     world = connect(config.engine.communication_timeout)
     say = print if world.is_main else lambda *_: None
-    documents = run_documents(config)
     run = open_run(config, documents, world, say)
     if run.state.step >= config.schedule.steps:
         say(summary(config, run.folder, command.recipe))
         return 0
     lock = hold_lock(run.folder, world)
 
-    stream = open_stream(config.data, config.batch, config.run.seed, config.model.vocab_size, world.rank, world.size)
-    held_out = open_validation(config, world.rank, world.size)
     tokenizer = Tokenizer(documents["tokenizer.json"])
     engine, setup = build_engine(config, world)
     state = load(run.checkpoint, engine.deepspeed, world) if run.checkpoint else run.state

@@ -28,6 +28,12 @@ def rendezvous_environment(environ: Mapping[str, str], free_port: int) -> dict[s
     return {**single, "MASTER_PORT": str(free_port)}
 
 
+def rank_and_size(environ: Mapping[str, str]) -> tuple[int, int]:
+    """Rank of this process and number of ranks, as launched."""
+    settled = {**environ, **rendezvous_environment(environ, 0)}
+    return int(settled["RANK"]), int(settled["WORLD_SIZE"])
+
+
 def world_size(environ: Mapping[str, str]) -> int:
-    """Ranks this process was launched with; known before any slow import."""
-    return int(rendezvous_environment(environ, 0).get("WORLD_SIZE", environ.get("WORLD_SIZE", "1")))
+    """Number of ranks, as launched."""
+    return rank_and_size(environ)[1]

@@ -36,6 +36,8 @@ def connect(timeout_seconds: float, environ: MutableMapping[str, str] = os.envir
     """
     environ.update(rendezvous_environment(environ, _free_port()))
     _quiet()
+    if not torch.accelerator.is_available():
+        environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it found none
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 

@@ -26,6 +26,7 @@ class Monitor:
 
     def __init__(self, folder: Path, config: RunConfig, setup: Setup, world: World, *, first_step: int):
         self.settings, self.steps, self.world = config.monitor, config.schedule.steps, world
+        self.tokens_per_step = setup.derived.tokens_per_step
         self.flops_per_token = setup.derived.flops_per_token
         self.peak_flops = setup.peak.value * 1e12 * world.size
         self._writers: list[Any] = []
@@ -46,15 +47,15 @@ class Monitor:
         if self.world.is_main:
             self._line.keep(text)
 
-    def step(self, report: StepReport, tokens_done: int, tokens: int, seconds: float) -> None:
-        """Record a step of `tokens` tokens that took `seconds`, data included."""
+    def step(self, report: StepReport, tokens_done: int, seconds: float) -> None:
+        """Record a step that took `seconds`, data included."""
         if not self.world.is_main:
             return
         self._recent.append(seconds)
         done = report.step + 1
         if done % self.settings.log_every_steps and done != self.steps:
             return
-        rate = tokens / seconds
+        rate = self.tokens_per_step / seconds
         values = {
             "loss": report.loss,
             "lr": report.lr,

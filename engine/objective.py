@@ -19,7 +19,8 @@ def layout_of(batch: Batch, device: torch.device) -> Layout | None:
     """Document boundaries as the model wants them; None for plain causal rows."""
     if batch.cu_seqlens is None:
         return None
-    return Layout.from_cu_seqlens(batch.cu_seqlens, *batch.tokens_BT.shape, device=device)
+    rows, length = batch.tokens_BT.shape
+    return Layout.from_cu_seqlens(batch.cu_seqlens, rows, length, device)
 
 
 def count_targets(batches: list[Batch]) -> int:

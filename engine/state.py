@@ -84,7 +84,7 @@ def read_fragments(folder: Path, engine: Any, facts: dict[str, Any], rank: int) 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """All weights of a checkpoint as whole fp32 tensors, for a model without DeepSpeed."""
-    shapes = json.loads((folder / "state.json").read_text())["shapes"]
+    shapes = json.loads((folder / "state.json").read_text())["engine"]["shapes"]
     index = FragmentIndex(folder / FOLDER)
     weights = {}
     for name, shape in shapes.items():

@@ -1,0 +1,71 @@
+"""A small prepared corpus and a recipe for it, made once; and a way to run train.py as a user would."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+WORDS = "the model reads a row of tokens and predicts each next one from those before it while loss falls step by step"
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> Path:
+    """300 documents of simple English in a 512-token vocabulary, prepared by the command itself."""
+    folder = tmp_path_factory.mktemp("corpus")
+    draw, words = random.Random(0), WORDS.split()
+    documents = [" ".join(draw.choices(words, k=draw.randint(40, 160))).capitalize() + "." for _ in range(300)]
+    (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    command = [sys.executable, "-m", "data", "prepare", str(folder / "text.jsonl"), "--out", str(folder / "prepared")]
+    command += ["--vocab-size", "512", "--split-valid", "0.1", "--workers", "1"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    return folder / "prepared"
+
+
+@pytest.fixture
+def recipe(corpus, tmp_path) -> Path:
+    """A 12-step recipe whose runs lie under the test's own folder."""
+    return write_recipe(tmp_path, corpus)
+
+
+def write_recipe(folder: Path, corpus: Path) -> Path:
+    path = folder / "tiny.yaml"
+    path.write_text(f"""# A tiny run.
+run: {{folder: {folder}/runs}}
+data: {{datasets: [{{path: {corpus}}}], row_length: 32}}
+model:
+  {{preset: qwen3, vocab_size: 512, num_layers: 2, hidden_size: 32, num_heads: 4, num_kv_heads: 2, max_positions: 64}}
+batch: {{global_batch_size: 8, micro_batch_size: 2}}
+optimizer: {{lr: 1e-2}}
+schedule: {{steps: 12, warmup_steps: 2}}
+engine: {{precision: fp32}}
+checkpoint: {{every_steps: 4}}
+validation: {{every_steps: 6, rows: 10}}
+monitor: {{peak_tflops: 0.1, sample_tokens: 5, tensorboard: false}}
+""")
+    return path
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """What a person's shell would have: no rendezvous variables, CPU, one thread."""
+    clean = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")}
+    return {**clean, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "TOKENIZERS_PARALLELISM": "false", **extra}
+
+
+def train(*arguments: str | Path, launcher: tuple[str, ...] = (), **extra: str) -> subprocess.CompletedProcess:
+    """Run train.py to its end under a launcher, or under plain python."""
+    command = [*(launcher or (sys.executable,)), "train.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=environment(**extra), capture_output=True, text=True, timeout=280)
+
+
+def metrics(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(run: Path) -> dict[int, float]:
+    """Training loss by step."""
+    return {record["step"]: record["loss"] for record in metrics(run) if "loss" in record}

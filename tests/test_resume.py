@@ -1,0 +1,121 @@
+"""A run survives kill -9, Ctrl-C and SIGTERM: the same command then gives the losses of an undisturbed run."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, environment, losses, metrics, train, write_recipe
+
+LONG = ("schedule.steps=60", "checkpoint.every_steps=10", "validation.every_steps=20", "model.dropout=0.1")
+
+
+def start(recipe: Path, *overrides: str) -> subprocess.Popen:
+    command = [sys.executable, "train.py", str(recipe), *LONG, *overrides]
+    return subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_until(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, f"ended too early:\n{process.stdout.read()}"
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.0002)
+
+
+def steps_done(run: Path) -> int:
+    try:
+        return max((r["step"] for r in metrics(run) if "loss" in r), default=0)
+    except (FileNotFoundError, ValueError):
+        return 0
+
+
+@pytest.fixture(scope="module")
+def undisturbed(corpus, tmp_path_factory):
+    """Losses of a run that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    recipe = write_recipe(folder, corpus)
+    result = train(recipe, *LONG)
+    assert result.returncode == 0, result.stderr
+    return losses(folder / "runs/tiny"), [r for r in metrics(folder / "runs/tiny") if "validation_loss" in r or "sample" in r]
+
+
+def test_kill_in_mid_run_and_in_mid_save(recipe, tmp_path, undisturbed):
+    run = tmp_path / "runs/tiny"
+    process = start(recipe)
+    wait_until(lambda: steps_done(run) >= 25, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+    process = start(recipe)
+    wait_until(lambda: any((run / "checkpoints").glob(".tmp-step_*/fragments/*")), process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert list((run / "checkpoints").glob(".tmp-*")), "the kill came after the save"
+
+    result = train(recipe, *LONG)
+    assert result.returncode == 0, result.stderr
+    assert not list((run / "checkpoints").glob(".tmp-*"))
+    assert losses(run) == undisturbed[0]
+    assert [r for r in metrics(run) if "validation_loss" in r or "sample" in r] == undisturbed[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_signal_saves_says_so_and_continues(recipe, tmp_path, undisturbed, number):
+    run = tmp_path / "runs/tiny"
+    process = start(recipe)
+    wait_until(lambda: steps_done(run) >= 13, process)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    stopped = steps_done(run)
+    assert f"stopped after step {stopped:,} and saved" in output
+    assert "Traceback" not in output
+    assert (run / f"checkpoints/step_{stopped:08d}/manifest.json").exists()
+
+    result = train(recipe, *LONG)
+    assert result.returncode == 0, result.stderr
+    assert losses(run) == undisturbed[0]
+
+
+def test_a_damaged_checkpoint_is_skipped_with_a_message(recipe, tmp_path, undisturbed):
+    run = tmp_path / "runs/tiny"
+    process = start(recipe)
+    wait_until(lambda: steps_done(run) >= 45, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    newest = sorted((run / "checkpoints").glob("step_*"))[-1]
+    (shard,) = (newest / "fragments").iterdir()
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+
+    result = train(recipe, *LONG)
+    assert result.returncode == 0, result.stderr
+    assert f"checkpoint {newest} is damaged and skipped: fragments/rank_00000.safetensors" in result.stdout
+    assert losses(run) == undisturbed[0]
+
+
+def test_a_finished_run_says_so_and_starting_over_sets_it_aside(recipe, tmp_path):
+    assert train(recipe).returncode == 0
+    first = losses(tmp_path / "runs/tiny")
+    again = train(recipe)
+    assert again.returncode == 0 and "is complete: 12 steps, validation loss" in again.stdout
+    assert "train longer" in again.stdout and "start over" in again.stdout
+    assert losses(tmp_path / "runs/tiny") == first
+
+    fresh = train(recipe, "run.resume=fresh")
+    assert fresh.returncode == 0 and f"set aside as {tmp_path}/runs/tiny.1" in fresh.stdout
+    assert losses(tmp_path / "runs/tiny.1") == first == losses(tmp_path / "runs/tiny")
+
+
+def test_only_the_newest_checkpoints_are_kept(recipe, tmp_path):
+    train(recipe, "checkpoint.every_steps=2", "checkpoint.keep_last=2")
+    folder = tmp_path / "runs/tiny/checkpoints"
+    assert sorted(p.name for p in folder.glob("step_*")) == ["step_00000010", "step_00000012"]
+    assert (folder / "latest").read_text().strip() == "step_00000012"
+    assert not [name for name in os.listdir(folder) if name.startswith(".tmp")]
