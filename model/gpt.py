@@ -32,7 +32,7 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(config, kernel) for _ in range(config.num_layers))
         self.final_norm = make_norm(config)
         tied_weight = self.embed_tokens.weight if config.tied_embeddings else None
-        self.lm_head = Head(config, chunk_tokens=loss_chunk_tokens, tied_weight=tied_weight)
+        self.lm_head = Head(config, chunk_tokens=loss_chunk_tokens, weight_VD=tied_weight)
 
     def forward(
         self,

@@ -30,14 +30,15 @@ class Loss(NamedTuple):
 class Head(nn.Module):
     """Logits h W^T, soft-capped if the config says so, and their cross-entropy."""
 
-    def __init__(self, config: GPTConfig, *, chunk_tokens: int, tied_weight: Tensor | None = None):
+    def __init__(self, config: GPTConfig, *, chunk_tokens: int, weight_VD: Tensor | None = None):
+        """`weight_VD` is the embedding's when the two are tied."""
         super().__init__()
         self.softcap = config.logit_softcap
         self.chunk_tokens = chunk_tokens
         self.chunk_step: ChunkStep = loss_and_gradient
-        if tied_weight is None:
-            tied_weight = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
-        self.weight = tied_weight
+        if weight_VD is None:
+            weight_VD = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
+        self.weight = weight_VD
 
     def forward(self, hidden_BTD: Tensor, labels_BT: Tensor | None = None) -> Loss | Tensor:
         """Loss if there are labels, else logits [B, T, V]."""

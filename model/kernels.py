@@ -181,15 +181,18 @@ def choose_kernel(
     Raises ConfigError when the kernel asked for by name cannot work.
     """
     skipped = {"reference"} if document_masking else {"reference", "varlen"}
-    obstacles: dict[str, list[str]] = {}
+    passed_over: dict[str, list[str]] = {}
     for backend in BACKENDS:
         if wanted != backend.name and (wanted != "auto" or backend.name in skipped):
             continue
         obstacle = find_obstacle(backend, config, device, dtype)
         if not obstacle:
-            why = "; ".join(f"{', '.join(sources)}: {problem}" for problem, sources in obstacles.items())
-            reason = f"from {backend.source}" + (f"; {why}" if why else "")
-            return Choice(Kernel(backend.name, backend.connect(), backend.dense_mask), reason)
-        obstacles.setdefault(obstacle, []).append(backend.source)
-    why = "; ".join(f"{', '.join(sources)}: {problem}" for problem, sources in obstacles.items())
+            kernel = Kernel(backend.name, backend.connect(), backend.dense_mask)
+            return Choice(kernel, "; ".join([f"from {backend.source}", *_explain(passed_over)]))
+        passed_over.setdefault(obstacle, []).append(backend.source)
+    why = "; ".join(_explain(passed_over))
     raise ConfigError(f"engine.kernel: {wanted} cannot be used here: {why}. Set engine.kernel=auto or sdpa.")
+
+
+def _explain(passed_over: dict[str, list[str]]) -> list[str]:
+    return [f"{', '.join(sources)}: {obstacle}" for obstacle, sources in passed_over.items()]
