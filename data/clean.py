@@ -8,6 +8,7 @@ import xxhash
 
 Normalisation = Literal["nfc", "nfkc", "none"]
 
+_LINE_END = re.compile("\r+\n")
 _UNWANTED = re.compile("[\x00\ud800-\udfff]")
 
 
@@ -16,12 +17,12 @@ def clean(text: str, normalise: Normalisation = "nfc") -> str:
 
     A text of nothing but white space becomes empty.
     """
-    if "\r\n" in text:
-        text = text.replace("\r\n", "\n")
     if not text.isascii() or "\x00" in text:
         text = _UNWANTED.sub("", text)
         if normalise != "none":
             text = unicodedata.normalize("NFC" if normalise == "nfc" else "NFKC", text)
+    if "\r\n" in text:
+        text = _LINE_END.sub("\n", text)
     return text if text.strip() else ""
 
 

@@ -24,7 +24,7 @@ def choose_encoder(tokenizer: Tokenizer, documents: Iterable[str]) -> Choice[Enc
     """tiktoken if it is exact for this tokenizer, else tokenizers, with the reason.
 
     The merges are proven equal (see `merges_of`); the regex engines are compared on every character outside the large
-    uniform blocks and on the given documents.
+    blocks of one kind and on the given documents.
     """
     spec = json.loads(tokenizer.spec)
     obstacle = _obstacle(spec)
@@ -140,8 +140,10 @@ def _to_bytes() -> Callable[[str], bytes]:
 
 
 def _probes() -> list[str]:
-    """Every character between letters, digits, spaces and line ends, without ideographs, Hangul and private use."""
-    uniform = (range(0x3400, 0x4DC0), range(0x4E00, 0xA000), range(0xAC00, 0xE000), range(0xE000, 0xF900))
-    points = [point for point in range(0x20000) if not any(point in block for block in uniform)]
-    lines = [f"a{chr(p)}b {chr(p)}1{chr(p)}{chr(p)}\n{chr(p)} " for p in points]
+    """Every character between letters, digits, spaces and line ends, without the large blocks of one kind."""
+    ideographs = (range(0x3400, 0x4DC0), range(0x4E00, 0xA000), range(0x17000, 0x18D00))
+    hangul, surrogates_and_private, hieroglyphs = range(0xAC00, 0xD7A4), range(0xD800, 0xF900), range(0x12000, 0x14680)
+    uniform = (*ideographs, hangul, surrogates_and_private, hieroglyphs)
+    chars = [chr(point) for point in range(0x20000) if not any(point in block for block in uniform)]
+    lines = [f"a{char} {char}1{char}\n{char}" for char in chars]
     return ["".join(lines[i : i + 1024]) for i in range(0, len(lines), 1024)]

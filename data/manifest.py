@@ -14,6 +14,8 @@ from data.files import write_atomically
 from data.shard import Shard
 
 MANIFEST_NAME = "manifest.json"
+PARTIAL = ".partial"
+"""Folder of a preparation's finished units, inside the dataset's."""
 BLOCK_BYTES = 4 << 20
 
 Split = Literal["train", "valid"]

@@ -154,7 +154,8 @@ def _system_errors_explained(options: PrepareOptions) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            ours = Path(error.filename or options.out).is_relative_to(options.out)
+            path = Path(error.filename or options.out)
+            ours = path.is_relative_to(options.out) or options.out.is_relative_to(path)
             where = f"--out {options.out}: cannot be written, choose another folder" if ours else error.filename
             raise DataError(f"{where}: {error.strerror or error}") from error
         free = shutil.disk_usage(options.out).free

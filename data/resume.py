@@ -13,10 +13,9 @@ from config import DataError
 from data.clean import Normalisation
 from data.documents import ReadOptions
 from data.files import TEMPORARY, write_atomically
-from data.manifest import MANIFEST_NAME, Manifest, Record, SourceEntry
+from data.manifest import MANIFEST_NAME, PARTIAL, Manifest, Record, SourceEntry
 from data.tokenizer import Tokenizer
 
-PARTIAL = ".partial"
 PLAN_NAME = "plan.json"
 FINISHED_UNITS = "[0-9]*.json"
 

@@ -12,7 +12,7 @@ from config import DataError
 from data.documents import LONGEST_DOCUMENT, ReadOptions, Unit
 from data.hub import PREFIX as HUB
 from data.hub import parse, shard_count
-from data.manifest import SourceEntry
+from data.manifest import MANIFEST_NAME, PARTIAL, SourceEntry
 from data.stdlib import python_files
 
 STDLIB = "stdlib"
@@ -86,6 +86,9 @@ def _find(name: str, options: ReadOptions) -> tuple[list[_File], dict[str, int]]
 def _walk(folder: Path, options: ReadOptions) -> tuple[list[_File], dict[str, int]]:
     files, skipped = [], Counter[str]()
     for parent, folders, names in os.walk(folder):
+        if PARTIAL in folders or MANIFEST_NAME in names:  # a dataset prepared inside its own source
+            folders.clear()
+            continue
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__pycache__")
         for name in sorted(name for name in names if not name.startswith(".")):
             path = Path(parent, name)

@@ -79,6 +79,5 @@ def _block_problems(shard: Shard, entry: ShardEntry, vocab_size: int) -> Iterato
         where = f"{shard.prefix}.bin: block {number} (bytes {first:,} to {first + block.nbytes - 1:,})"
         if checksum(block.data) != expected:
             yield f"{where} differs from when it was written; {PREPARE_AGAIN}"
-        largest = int(block.max())
-        if largest >= vocab_size:
+        elif (largest := int(block.max())) >= vocab_size:
             yield f"{where} holds token {largest:,}, but the vocabulary has {vocab_size:,}; {PREPARE_AGAIN}"

@@ -17,20 +17,23 @@ BYTES = "bytes"
 SMALLEST_VOCAB = 257
 SAMPLE_UNITS = 256
 
-SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-"""Words with the character before them, digits by threes, punctuation and white space by runs: the rule of cl100k."""
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+_SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+SPLIT = f"{_WORDS}|{_SPACES}"
+"""Words with the character before them, digits by threes, punctuation and white space by runs: like GPT-4's cl100k."""
 
 _O200K_LETTERS = r"[^\r\n\p{L}\p{N}]?%s(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
 TIKTOKEN_SPLITS = {
     "gpt2": GPT2_SPLIT,
     "r50k": GPT2_SPLIT,
     "p50k": GPT2_SPLIT,
-    "cl100k": SPLIT,
+    "cl100k": rf"{_WORDS}|\s+\z|{_SPACES}",
     "o200k": "|".join(
         (
             _O200K_LETTERS % r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+",
             _O200K_LETTERS % r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*",
-            r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+            r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*",
+            _SPACES,
         )
     ),
 }
