@@ -1,0 +1,127 @@
+"""Rows of fixed length over the shards of one or more datasets.
+
+A dataset is the concatenation of its shards' tokens. Row r is its tokens r * T to r * T + T, both included: T inputs
+and, one further, T targets. Neighbouring rows share one token, so that an epoch predicts each token once; only the
+first token and up to T at the end are never predicted.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+from numpy.typing import NDArray
+
+from config import DataError
+
+
+class TokenFile(Protocol):
+    """What is needed of a shard."""
+
+    @property
+    def prefix(self) -> Path:
+        """Path without `.bin`."""
+
+    @property
+    def tokens(self) -> NDArray[np.integer]:
+        """All token ids, 1-D."""
+
+    @property
+    def pointers(self) -> NDArray[np.int64]:
+        """Byte position of each document, ascending. May be unaligned, so that only single elements are cheap."""
+
+
+class Rows:
+    """Spans of S = T + 1 tokens in the shards of datasets.
+
+    An address is a pair (shard, first token in the shard); shards are numbered through all datasets.
+    Raises DataError if a dataset has no whole row.
+    """
+
+    def __init__(self, datasets: Sequence[Sequence[TokenFile]], row_length: int, vocab_size: int) -> None:
+        self.row_length = row_length
+        self._vocab_size = vocab_size
+        self._shards = [shard for shards in datasets for shard in shards]
+        self._tokens = [np.asarray(shard.tokens) for shard in self._shards]
+        self._windows = [_windows(tokens, row_length + 1) for tokens in self._tokens]
+        lengths = np.array([tokens.size for tokens in self._tokens], np.int64)
+        self._shard_start = np.cumsum(lengths) - lengths
+        tokens_K = np.array([sum(shard.tokens.size for shard in shards) for shards in datasets], np.int64)
+        self._dataset_start_K = np.cumsum(tokens_K) - tokens_K
+        self.count_K = (tokens_K - 1) // row_length
+        """Rows of each dataset."""
+        self.names = [str(shards[0].prefix.parent) for shards in datasets]
+        for name, tokens, count in zip(self.names, tokens_K, self.count_K, strict=True):
+            if count < 1:
+                raise DataError(
+                    f"{name}: {tokens:,} tokens, but a row takes data.row_length + 1 = "
+                    f"{row_length + 1:,}; prepare more text or lower data.row_length"
+                )
+
+    def locate(self, dataset_N: NDArray[np.int64], row_N: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Addresses [N, 2] of rows."""
+        position_N = self._dataset_start_K[dataset_N] + row_N * self.row_length
+        shard_N = np.searchsorted(self._shard_start, position_N, side="right") - 1
+        return np.stack([shard_N, position_N - self._shard_start[shard_N]], axis=1)
+
+    def read(self, address_N2: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Token ids [N, S] of the rows at addresses.
+
+        Raises DataError at a token id outside the model's vocabulary.
+        """
+        shard, begin_N = address_N2[0, 0], address_N2[:, 1]
+        if (address_N2[:, 0] == shard).all() and begin_N.max() < len(self._windows[shard]):
+            token_NS = self._windows[shard][begin_N]
+        else:
+            spans = [self._span(shard, begin) for shard, begin in address_N2.tolist()]
+            token_NS = np.concatenate(spans).reshape(len(spans), -1)
+        if token_NS.view(f"u{token_NS.itemsize}").max() >= self._vocab_size:  # a negative id, read as unsigned, is huge
+            raise self._outside_vocabulary(address_N2)
+        return token_NS.astype(np.int64)
+
+    def document_starts(self, address_N2: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Which targets of the rows are the first token of a document: their places in the flattened targets [N * T]."""
+        starts, place = [], 0
+        for row_shard, row_begin in address_N2.tolist():
+            for shard, begin, end in self._pieces(row_shard, row_begin + 1, self.row_length):
+                pointers, itemsize = self._shards[shard].pointers, self._tokens[shard].itemsize
+                low = bisect_left(pointers, begin * itemsize)
+                high = bisect_left(pointers, end * itemsize, low)
+                starts.append(pointers[low:high] // itemsize + (place - begin))
+                place += end - begin
+        return np.concatenate(starts)
+
+    def _span(self, shard: int, begin: int) -> NDArray[np.integer]:
+        if begin < len(self._windows[shard]):
+            return self._windows[shard][begin]
+        pieces = self._pieces(shard, begin, self.row_length + 1)
+        return np.concatenate([self._tokens[piece][first:end] for piece, first, end in pieces])
+
+    def _pieces(self, shard: int, begin: int, count: int) -> Iterator[tuple[int, int, int]]:
+        """(shard, begin, end) of the runs that make up `count` tokens: one, or more where shards meet."""
+        while count:
+            end = min(begin + count, self._tokens[shard].size)
+            yield shard, begin, end
+            count -= end - begin
+            shard, begin = shard + 1, 0
+
+    def _outside_vocabulary(self, address_N2: NDArray[np.int64]) -> DataError:
+        """The message for the first token id that the model has no embedding for."""
+        for row_shard, row_begin in address_N2.tolist():
+            for shard, begin, end in self._pieces(row_shard, row_begin, self.row_length + 1):
+                tokens = self._tokens[shard][begin:end].astype(np.int64)
+                wrong = np.flatnonzero((tokens < 0) | (tokens >= self._vocab_size))
+                if wrong.size:
+                    return DataError(
+                        f"{self._shards[shard].prefix}.bin: token id {tokens[wrong[0]]:,} at position "
+                        f"{begin + wrong[0]:,}, but model.vocab_size is {self._vocab_size:,}; raise model.vocab_size to "
+                        "the tokenizer's size, or prepare the dataset again with the model's tokenizer"
+                    )
+        raise AssertionError("no token id is outside the vocabulary")
+
+
+def _windows(tokens: NDArray[np.integer], length: int) -> NDArray[np.integer]:
+    """All runs of `length` tokens, as a view [tokens.size - length + 1, length]."""
+    return as_strided(tokens, (max(tokens.size - length + 1, 0), length), 2 * tokens.strides, writeable=False)
