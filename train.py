@@ -7,11 +7,15 @@ import os
 import sys
 import time
 from contextlib import closing
+from typing import TYPE_CHECKING
 
-from config import GroundworkError
+from config import ConfigError, GroundworkError, RunConfig
 from config.command_line import Answered, CommandLine, parse_command_line
 from config.debug import STEPS_SHOWN
 from config.rendezvous import rank_and_size
+
+if TYPE_CHECKING:
+    from data.tokenizer import Tokenizer
 
 
 def main(arguments: list[str]) -> int:
@@ -34,11 +38,13 @@ def main(arguments: list[str]) -> int:
 
 def train(command: CommandLine) -> int:
     """Open the data, connect, resume, loop, close."""
+    from data.dataset import load_tokenizer
     from data.stream import open_stream
-    from data.tokenizer import Tokenizer
     from data.validation import open_validation
 
     config = command.config
+    tokenizer = load_tokenizer(config.data.datasets[0].path)
+    check_vocabulary(config, tokenizer)
     rank, size = rank_and_size(os.environ)
     place = {"vocab_size": config.model.vocab_size, "rank": rank, "world_size": size}
     stream = open_stream(config.data, config.batch, seed=config.run.seed, **place)
@@ -58,7 +64,7 @@ def train(command: CommandLine) -> int:
     from engine.runs import hold_lock, open_run, run_documents, summary
     from engine.sample import continue_prompt
 
-    documents = run_documents(config)
+    documents = run_documents(config, tokenizer)
     world = connect(config.engine.communication_timeout)
     say = print if world.is_main else lambda *_: None
     run = open_run(config, documents, world, say)
@@ -67,7 +73,6 @@ def train(command: CommandLine) -> int:
         return 0
     lock = hold_lock(run.folder, world)
 
-    tokenizer = Tokenizer(documents["tokenizer.json"])
     engine, setup = build_engine(config, world)
     state = load(run.checkpoint, engine.deepspeed, world) if run.checkpoint else run.state
     say(setup.describe(config))
@@ -102,6 +107,14 @@ def train(command: CommandLine) -> int:
         say(summary(config, run.folder, command.recipe))
     disconnect()
     return 128 + stopping if stopping else 0
+
+
+def check_vocabulary(config: RunConfig, tokenizer: "Tokenizer") -> None:
+    if tokenizer.vocab_size > config.model.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size {config.model.vocab_size:,} is smaller than the {tokenizer.vocab_size:,} tokens of "
+            f"{config.data.datasets[0].path}: set it to at least that many, best to a multiple of 64"
+        )
 
 
 if __name__ == "__main__":

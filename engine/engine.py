@@ -64,8 +64,8 @@ class Engine:
         """Train on this rank's micro-batches of global step `index`.
 
         The loss is divided by the valid targets of the whole global batch, counted before the first backward pass, so
-        it does not depend on how the batch is cut. Raises TrainingError before the weights are touched when the loss
-        is not finite, and after it when the gradient norm is not.
+        it does not depend on how the batch is cut. Raises TrainingError if the loss, checked before the weights are
+        touched, or the gradient norm is not finite.
         """
         start = time.perf_counter()
         device, ds = self.world.device, self.deepspeed
@@ -82,13 +82,14 @@ class Engine:
             ds.backward(loss.total * scale, scale_wrt_gas=False)
             if number == len(micro_batches):
                 mean = all_sum([total.item()], device)[0] / max(targets, 1)
-                self._check_finite("loss", mean, index, "the weights are those of the step before")
+                self._check_finite("loss", mean, index)
                 grad_norm = self._unwrapped_grad_norm()
             ds.step()
         grad_norm = float(ds.get_global_grad_norm()) if grad_norm is None else grad_norm
-        skipped = bool(getattr(ds.optimizer, "overflow", False))
+        # With a loss scale an overflow is routine: DeepSpeed left the weights alone and lowers the scale.
+        skipped = bool(getattr(ds.optimizer, "dynamic_loss_scale", False) and ds.optimizer.overflow)
         if not skipped:
-            self._check_finite("gradient norm", grad_norm, index, "this step is lost")
+            self._check_finite("gradient norm", grad_norm, index)
         return StepReport(index, mean, targets, lr, grad_norm, time.perf_counter() - start, skipped)
 
     @torch.no_grad()
@@ -117,11 +118,11 @@ class Engine:
         grads = [p.grad for p in self.deepspeed.module.parameters() if p.grad is not None]
         return float(torch.nn.utils.get_total_norm(grads))
 
-    def _check_finite(self, what: str, value: float, index: int, state: str) -> None:
+    def _check_finite(self, what: str, value: float, index: int) -> None:
         if not math.isfinite(value):
             raise TrainingError(
-                f"the {what} is {value} at step {index} ({state}). The newest checkpoint is from before it: lower "
-                f"optimizer.lr (now {self.config.optimizer.lr}), lengthen schedule.warmup_steps (now "
+                f"the {what} is {value} at step {index + 1}, so the run stops; its checkpoints are from before. Lower "
+                f"optimizer.lr (now {self.config.optimizer.lr:g}), lengthen schedule.warmup_steps (now "
                 f"{self.config.schedule.warmup_steps}), or look for the source with --debug"
             )
 

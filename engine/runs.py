@@ -18,6 +18,7 @@ from config import CheckpointError, ConfigError, RunConfig, dump_recipe, load_re
 from config.changes import ENDLESS, compare
 from config.schema import RunSection
 from data.manifest import Manifest
+from data.tokenizer import Tokenizer
 from engine.checkpoint import STATE, RunState, committed, newest_intact
 from engine.dist import World, from_main
 from engine.monitor import METRICS
@@ -37,12 +38,12 @@ class Run:
         return self.folder / "checkpoints"
 
 
-def run_documents(config: RunConfig) -> dict[str, str]:
+def run_documents(config: RunConfig, tokenizer: Tokenizer) -> dict[str, str]:
     """The texts a checkpoint carries: recipe, tokenizer, and which data the cursor counts in."""
     folders = [dataset.path for dataset in config.data.datasets]
     return {
         RECIPE: dump_recipe(config),
-        TOKENIZER: (Path(folders[0]) / TOKENIZER).read_text(),
+        TOKENIZER: tokenizer.spec,
         DATA: json.dumps({folder: Manifest.load(Path(folder)).hash for folder in folders}, indent=1),
     }
 

@@ -11,7 +11,7 @@ BIN = Path(sys.executable).parent
 ACCELERATE = (str(BIN / "accelerate"), "launch", "--config_file")
 LAUNCHERS = {
     "python": (),
-    "deepspeed": (str(BIN / "deepspeed"), "--num_gpus", "1", "--bind_cores_to_rank"),
+    "deepspeed": (str(BIN / "deepspeed"), "--num_gpus", "1"),
     "torchrun": (str(BIN / "torchrun"), "--nproc-per-node", "1"),
     "accelerate": (*ACCELERATE, "launch/accelerate/cpu.yaml"),
     "deepspeed 2": (str(BIN / "deepspeed"), "--num_gpus", "2"),
@@ -28,7 +28,7 @@ def test_every_launcher_gives_the_same_losses(recipe, tmp_path):
         result = train(recipe, f"run.name={run}", launcher=launcher, MASTER_PORT="29713")
         assert result.returncode == 0, f"{name}:\n{result.stdout[-2000:]}\n{result.stderr[-2000:]}"
         ranks = "2 ranks" if name.endswith("2") else "1 rank"
-        assert f"accumulation × {ranks[0]} ranks" in result.stdout, f"{name} did not start {ranks}"
+        assert f"accumulation × {ranks};" in result.stdout, f"{name} did not start {ranks}"
         curves[name] = losses(tmp_path / "runs" / run)
     reference = curves["python"]
     assert len(reference) == 12

@@ -16,7 +16,9 @@ LONG = ("schedule.steps=60", "checkpoint.every_steps=10", "validation.every_step
 
 def start(recipe: Path, *overrides: str) -> subprocess.Popen:
     command = [sys.executable, "train.py", str(recipe), *LONG, *overrides]
-    return subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def wait_until(condition, process: subprocess.Popen, seconds: float = 120) -> None:
@@ -41,7 +43,9 @@ def undisturbed(corpus, tmp_path_factory):
     recipe = write_recipe(folder, corpus)
     result = train(recipe, *LONG)
     assert result.returncode == 0, result.stderr
-    return losses(folder / "runs/tiny"), [r for r in metrics(folder / "runs/tiny") if "validation_loss" in r or "sample" in r]
+    return losses(folder / "runs/tiny"), [
+        r for r in metrics(folder / "runs/tiny") if "validation_loss" in r or "sample" in r
+    ]
 
 
 def test_kill_in_mid_run_and_in_mid_save(recipe, tmp_path, undisturbed):
