@@ -8,7 +8,7 @@ ARGS ?=
 .PHONY: train test test-fast check corpus clean
 
 train: $(VENV)/.installed corpus
-	$(BIN)/deepspeed train.py gpt_quickstart $(ARGS)
+	$(BIN)/deepspeed --num_gpus 1 train.py gpt_quickstart $(ARGS)
 
 corpus: $(VENV)/.installed
 	$(BIN)/python -m data prepare stdlib --out $(CORPUS) --vocab-size 8192

@@ -85,6 +85,9 @@ def deepspeed_json(
     problems += [f'{key} is "auto", but nothing in a recipe decides it: write a value' for key in _autos(values)]
     if problems:
         raise ConfigError("\n".join(f"{ds_config.path}: {problem}" for problem in problems))
+    if precision == "bf16" and derived.accumulation_steps > 1:
+        # DeepSpeed would add up micro-batches in bf16, where the smaller of two numbers soon vanishes.
+        values["data_types"] = {"grad_accum_dtype": "fp32", **values.get("data_types", {})}
     return DEFAULTS | values
 
 

@@ -54,7 +54,11 @@ def fragments(engine: Any) -> list[Fragment]:
 
 def _flattened(zero: Any) -> Iterator[Fragment]:
     """Stages 1 and 2: each group is one flat tensor, cut into equal partitions across parameters."""
-    for group, owner in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
+    if hasattr(zero, "bf16_groups"):  # BF16_Optimizer: stage 1 with gradients accumulated in fp32
+        groups, owners = zero.bf16_groups, zero.fp32_groups_flat_partition
+    else:
+        groups, owners = zero.bit16_groups, zero.single_partition_of_fp32_groups
+    for group, owner in zip(groups, owners, strict=True):
         for parameter in group:
             if mapping := parameter._hp_mapping:
                 inside, flat = mapping.lp_fragment_address, mapping.hp_fragment_address

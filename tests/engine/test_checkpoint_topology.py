@@ -9,7 +9,9 @@ STEPS = 4
 STAGES = ["zero0", "zero1", "zero2", "zero3"]
 SAVED = [{"engine": {"ds_config": stage}} for stage in STAGES]
 SAVED += [{"engine": {"ds_config": s, "precision": "bf16"}} for s in ("zero1", "zero2", "zero3")]
-SAVED += [{"optimizer": {"name": name, "lr": 1e-3}, "engine": {"ds_config": "zero2"}} for name in ("sgd", "rmsprop", "lion")]
+SAVED += [
+    {"optimizer": {"name": name, "lr": 1e-3}, "engine": {"ds_config": "zero2"}} for name in ("sgd", "rmsprop", "lion")
+]
 SAVED += [{"model": {"tied_embeddings": True, "dropout": 0.1}, "engine": {"ds_config": "zero3"}}]
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from config.device import cpu_info
 from model import build, init_weights
 from tests.ranks import run_ranks
 from tests.tiny import VOCAB, global_batch, tiny_config
@@ -80,7 +81,9 @@ def test_every_stage_and_optimizer_follows_plain_torch(world_size):
     for case, *ranks in zip(cases, *curves, strict=True):
         assert all(curve == ranks[0] for curve in ranks), f"ranks disagree: {case}"
         expected = plain_torch_curve(case["optimizer"])
-        differences = [max(abs(a - b) for a, b in zip(*pair, strict=True)) for pair in zip(ranks[0], expected, strict=True)]
+        differences = [
+            max(abs(a - b) for a, b in zip(*pair, strict=True)) for pair in zip(ranks[0], expected, strict=True)
+        ]
         assert max(differences) <= 1e-5, f"{case}: largest difference {max(differences):.1e} in {differences}"
 
 
@@ -88,6 +91,8 @@ def test_low_precision_stays_near_fp32_and_stages_agree():
     cases = [{"engine": {"ds_config": "zero0"}}]
     cases += [{"engine": {"ds_config": s, "precision": "bf16_autocast"}} for s in STAGES]
     cases += [{"engine": {"ds_config": s, "precision": "bf16"}} for s in STAGES[1:]]
+    if cpu_info().fp16:
+        cases += [{"engine": {"ds_config": s, "precision": "fp16"}} for s in STAGES[1:]]
     (reference, *curves) = run_ranks(1, train_all, cases, STEPS)[0]
     for case, curve in zip(cases[1:], curves, strict=True):
         difference = max(abs(a[0] - b[0]) for a, b in zip(curve, reference, strict=True))

@@ -1,0 +1,70 @@
+"""train.py's own answers: --help, --dry-run, --debug."""
+
+import subprocess
+import sys
+
+import pytest
+
+from config.load import recipe_names
+from tests.conftest import ROOT, environment, train
+
+
+def test_help_lists_every_section_and_recipe():
+    result = train("--help")
+    assert result.returncode == 0
+    for word in ("--dry-run", "--debug", "row_length", "cooldown_fraction", "gpt_quickstart", "llama_7b"):
+        assert word in result.stdout
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_has_a_plan(name):
+    ranks = "2" if name in ("gpt_debug", "gpt_quickstart") else "8"
+    result = train(name, "--dry-run", "--ranks", ranks)
+    assert result.returncode == 0, result.stderr
+    for part in (
+        "parameters",
+        "memory per rank",
+        f"× {ranks} ranks",
+        "tokens a step",
+        "one checkpoint",
+        "nothing was started",
+    ):
+        assert part in result.stdout
+
+
+def test_ranks_outside_of_a_plan_are_refused(recipe):
+    result = train(recipe, "--ranks", "4")
+    assert result.returncode == 2 and "--ranks belongs to --dry-run" in result.stderr
+
+
+def test_unknown_flags_and_missing_recipe_are_refused():
+    assert "unrecognized arguments: --fast" in train("gpt_debug", "--fast").stderr
+    assert "no recipe given" in train().stderr
+
+
+def test_debug_shows_every_module_of_the_first_steps_and_is_deterministic(recipe, tmp_path):
+    first, second = (train(recipe, "--debug").stdout for _ in range(2))
+    for part in ("forward  embed_tokens", "forward  blocks.1.attention.q_proj", "backward lm_head", "compile  off"):
+        assert part in first
+    shown = [line for line in first.splitlines() if line.startswith("  forward  final_norm")]
+    assert len(shown) == 4, "two micro-batches in each of two steps"
+    reports = [
+        [line for line in text.splitlines() if line.startswith("  ") and "e-" in line] for text in (first, second)
+    ]
+    assert reports[0] == reports[1] != []
+    assert (tmp_path / "runs/tiny-debug").is_dir()
+
+
+def test_breakpoint_works_under_debug(recipe):
+    code = "import sys, engine.engine as e; step = e.Engine.step\n"
+    code += "def stop(*a): breakpoint(); return step(*a)\n"
+    code += f"e.Engine.step = stop\nimport train; sys.exit(train.main([{str(recipe)!r}, '--debug']))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment(), input="p 6*7\nq\n", capture_output=True, text=True
+    )
+    assert "(Pdb)" in result.stdout and "42" in result.stdout
+
+
+def test_debug_refuses_several_ranks(recipe):
+    result = train(recipe, "--debug", RANK="0", WORLD_SIZE="2", LOCAL_RANK="0", MASTER_ADDR="x", MASTER_PORT="1")
+    assert result.returncode == 2 and "--debug runs one process, not 2" in result.stderr
