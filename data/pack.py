@@ -71,11 +71,12 @@ class Rows:
 
         Raises DataError at a token id outside the model's vocabulary.
         """
-        shard, begin_N = address_N2[0, 0], address_N2[:, 1]
-        if (address_N2[:, 0] == shard).all() and begin_N.max() < len(self._windows[shard]):
-            token_NS = self._windows[shard][begin_N]
+        shards, begins = address_N2.T.tolist()
+        windows = self._windows[shards[0]]
+        if len(set(shards)) == 1 and max(begins) < len(windows):
+            token_NS = windows[address_N2[:, 1]]
         else:
-            spans = [self._span(shard, begin) for shard, begin in address_N2.tolist()]
+            spans = [self._span(shard, begin) for shard, begin in zip(shards, begins, strict=True)]
             token_NS = np.concatenate(spans).reshape(len(spans), -1)
         if token_NS.view(f"u{token_NS.itemsize}").max() >= self._vocab_size:  # a negative id, read as unsigned, is huge
             raise self._outside_vocabulary(address_N2)
@@ -83,15 +84,16 @@ class Rows:
 
     def document_starts(self, address_N2: NDArray[np.int64]) -> NDArray[np.int64]:
         """Which targets of the rows are the first token of a document: their places in the flattened targets [N * T]."""
-        starts, place = [], 0
+        starts: list[int] = []
+        place = 0
         for row_shard, row_begin in address_N2.tolist():
             for shard, begin, end in self._pieces(row_shard, row_begin + 1, self.row_length):
                 pointers, itemsize = self._shards[shard].pointers, self._tokens[shard].itemsize
                 low = bisect_left(pointers, begin * itemsize)
                 high = bisect_left(pointers, end * itemsize, low)
-                starts.append(pointers[low:high] // itemsize + (place - begin))
+                starts += [pointer // itemsize - begin + place for pointer in pointers[low:high].tolist()]
                 place += end - begin
-        return np.concatenate(starts)
+        return np.array(starts, np.int64)
 
     def _span(self, shard: int, begin: int) -> NDArray[np.integer]:
         if begin < len(self._windows[shard]):
