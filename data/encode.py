@@ -17,7 +17,7 @@ GPT2_SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\
 """What `ByteLevel(use_regex=True)` splits by (GPT-2, Radford et al. 2019)."""
 
 LONG_RUN = re.compile(r"\s{50000}")
-"""The regex engine of tiktoken overflows its stack on a run of some 600,000 spaces."""
+"""The regex engine of tiktoken panics after a million steps back, which a run of as many spaces takes."""
 
 
 def choose_encoder(tokenizer: Tokenizer, documents: Iterable[str]) -> Choice[EncoderName]:

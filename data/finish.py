@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from config import DataError
-from data.manifest import MANIFEST_NAME, SPLITS, ShardEntry
+from data.manifest import MANIFEST_NAME, SPLITS, ShardEntry, Splits
 from data.shard import Shard, ShardWriter
 from data.unit import UnitResult, load_documents, load_result
 
@@ -18,7 +18,7 @@ HASHES_AT_ONCE = 1 << 24
 SHARD_FILE = re.compile(r"(train|valid)-\d{5}\.(bin|idx)")
 
 
-def collect(partial: Path, folder: Path, unit_count: int, keep_duplicates: bool) -> tuple[dict, dict[str, int]]:
+def collect(partial: Path, folder: Path, unit_count: int, keep_duplicates: bool) -> tuple[Splits, dict[str, int]]:
     """Bring all units' shards to the final folder; returns the splits' entries and the dropped documents by reason.
 
     Can be killed at any point and called again. Raises DataError if no document was kept.
@@ -29,7 +29,7 @@ def collect(partial: Path, folder: Path, unit_count: int, keep_duplicates: bool)
         shutil.rmtree(partial)
         raise _empty(results, dropped)
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
-    splits = {}
+    splits: Splits = {}
     for split in SPLITS:
         entries = [result.shards[split] for result in results if split in result.shards]
         documents = [load_documents(partial, entry.name) for entry in entries]
@@ -45,7 +45,7 @@ def collect(partial: Path, folder: Path, unit_count: int, keep_duplicates: bool)
     return splits, dict(+dropped)
 
 
-def clear(folder: Path, partial: Path, splits: dict) -> None:
+def clear(folder: Path, partial: Path, splits: Splits) -> None:
     """Remove what a finished dataset no longer needs: the units' records and shards of an earlier dataset."""
     names = {entry.name for entries in splits.values() for entry in entries}
     for path in folder.iterdir():

@@ -58,6 +58,9 @@ class ShardEntry(Record):
         )
 
 
+Splits = dict[Split, tuple[ShardEntry, ...]]
+
+
 class SourceEntry(Record):
     """One SOURCE of the command line, and what it was made of."""
 
@@ -85,7 +88,7 @@ class Manifest(Record):
     """Arguments of `prepare` that decide the content."""
     dropped: dict[str, int]
     """Documents left out, by reason."""
-    splits: dict[Split, tuple[ShardEntry, ...]]
+    splits: Splits
 
     @cached_property
     def hash(self) -> str:

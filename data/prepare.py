@@ -8,14 +8,13 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 
 from config import DataError
 from data.documents import Unit
 from data.encode import choose_encoder
 from data.finish import clear, collect
-from data.manifest import Manifest
+from data.manifest import Manifest, Splits
 from data.progress import Progress, in_bytes
 from data.resume import Plan, PrepareOptions, already_done, locked, open_partial, settings
 from data.shard import token_dtype
@@ -25,7 +24,8 @@ from data.unit import Job, result_path
 from data.vocabulary import check_vocab_size, load_any, sample_texts, train_tokenizer
 from data.workers import run_units
 
-CHECK_DOCUMENTS = 200
+CHECK_UNITS = 16
+CHECK_BYTES = 1 << 20
 
 
 def prepare(options: PrepareOptions, say: Callable[[str], None] = print) -> Manifest:
@@ -52,6 +52,7 @@ def prepare(options: PrepareOptions, say: Callable[[str], None] = print) -> Mani
 def _make(
     options: PrepareOptions, wanted: Plan, sources: list[Source], loaded: Tokenizer | None, say: Callable[[str], None]
 ) -> Manifest:
+    """Do what is left to do; the manifest is the last file written."""
     _announce(sources, say)
     partial = open_partial(options, wanted)
     units = [unit for source in sources for unit in source.units]
@@ -117,8 +118,8 @@ def _write_units(
         say(f"continuing: {len(units) - len(todo):,} of {len(units):,} units of work are done")
     if not todo:
         return
-    texts = sample_texts(units, options.read, options.normalise, 1 << 20)
-    encoder = choose_encoder(tokenizer, islice(texts, CHECK_DOCUMENTS))
+    some = units[:: -(-len(units) // CHECK_UNITS)]
+    encoder = choose_encoder(tokenizer, sample_texts(some, options.read, options.normalise, CHECK_BYTES))
     say(f"encoder: {encoder}")
     job = Job(folder, options.read, options.normalise, options.split_valid, tokenizer.spec, encoder.value)
     total = sum(unit.size for unit in units) if all(unit.size for unit in units) else 0
@@ -130,7 +131,7 @@ def _write_units(
     say(f"encoded {in_bytes(read_bytes)} in {seconds:,.1f} s, {in_bytes(read_bytes / seconds)}/s")
 
 
-def _manifest(wanted: Plan, tokenizer: Tokenizer, splits: dict, dropped: dict[str, int]) -> Manifest:
+def _manifest(wanted: Plan, tokenizer: Tokenizer, splits: Splits, dropped: dict[str, int]) -> Manifest:
     entries = [entry for split in splits.values() for entry in split]
     return Manifest(
         tokens=sum(entry.tokens for entry in entries),

@@ -1,5 +1,6 @@
 """How far a long job is: a bar on a terminal, a plain line every few seconds elsewhere."""
 
+import shutil
 import sys
 import time
 from types import TracebackType
@@ -25,11 +26,7 @@ class Progress:
         self.label, self.total, self.done = label, total, done
         self._start, self._start_done = time.monotonic(), done
         self._next_line = self._start + LINE_SECONDS
-        self._bar = (
-            tqdm(total=total or None, initial=done, desc=label, unit="B", unit_scale=True, leave=False, smoothing=0.05)
-            if sys.stderr.isatty()
-            else None
-        )
+        self._bar = _bar(label, total, done) if sys.stderr.isatty() else None
 
     def show(self, done: int) -> None:
         """Say that `done` bytes are done in all."""
@@ -55,3 +52,18 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+def _bar(label: str, total: int, done: int) -> tqdm:
+    columns, rows = shutil.get_terminal_size()  # 80 x 24 where the terminal says 0 x 0, at which tqdm shows nothing
+    return tqdm(
+        total=total or None,
+        initial=done,
+        desc=label,
+        unit="B",
+        unit_scale=True,
+        leave=False,
+        smoothing=0.05,
+        ncols=columns,
+        nrows=rows,
+    )

@@ -12,7 +12,7 @@ from typing import Any
 from config import DataError
 from data.clean import Normalisation
 from data.documents import ReadOptions
-from data.files import TEMPORARY, write_atomically
+from data.files import write_atomically
 from data.manifest import MANIFEST_NAME, PARTIAL, Manifest, Record, SourceEntry
 from data.tokenizer import Tokenizer
 
@@ -90,8 +90,6 @@ def open_partial(options: PrepareOptions, wanted: Plan) -> Path:
         if found != wanted:
             shutil.rmtree(folder)
     folder.mkdir(exist_ok=True)
-    for left in folder.glob(f"*{TEMPORARY}"):
-        left.unlink()
     write_atomically(plan_path, wanted.model_dump_json())
     return folder
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 import data.finish
@@ -213,10 +214,21 @@ def test_ctrl_c_stops_with_one_line_and_loses_nothing(slow_corpus, tmp_path):
     assert "continuing:" in said
 
 
+def test_ctrl_c_is_the_business_of_the_parent_alone(slow_corpus, tmp_path):
+    process = start_and_wait_for_a_unit(slow_corpus, tmp_path / "out")
+    workers = psutil.Process(process.pid).children()
+    assert len(workers) >= 2
+    for worker in workers:
+        worker.send_signal(signal.SIGINT)
+    output = process.communicate()[0].decode()
+    assert process.returncode == 0, output
+
+
 def test_killed_while_finishing_it_finishes(corpus, tmp_path, monkeypatch):
     lines = (corpus / "0.jsonl").read_text().splitlines()
     (corpus / "4.jsonl").write_text("\n".join([*lines[:10], json.dumps({"text": "new"})]))
     run(corpus, out=tmp_path / "reference")
+    run(corpus / "0.jsonl", out=tmp_path / "out")
     moved = []
 
     def replace_twice(source, target):
@@ -228,9 +240,9 @@ def test_killed_while_finishing_it_finishes(corpus, tmp_path, monkeypatch):
 
     monkeypatch.setattr("data.finish.os.replace", replace_twice)
     with pytest.raises(KeyboardInterrupt):
-        run(corpus, out=tmp_path / "out")
+        run(corpus, out=tmp_path / "out", overwrite=True)
     monkeypatch.undo()
-    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert not (tmp_path / "out" / "manifest.json").exists(), "the old manifest would describe new shards"
     run(corpus, out=tmp_path / "out")
     assert content(tmp_path / "out") == content(tmp_path / "reference")
 
