@@ -11,7 +11,7 @@ train: $(VENV)/.installed corpus
 	$(BIN)/deepspeed --num_gpus 1 train.py gpt_quickstart $(ARGS)
 
 corpus: $(VENV)/.installed
-	$(BIN)/python -m data prepare stdlib --out $(CORPUS) --vocab-size 8192
+	$(BIN)/python -m data prepare stdlib --out $(CORPUS) --vocab-size 8192 --split-valid 0.02
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
