@@ -41,6 +41,10 @@ def groundwork_masked(folder: Path) -> Start:
     return groundwork(folder, document_masking=True)
 
 
+def groundwork_blocks(folder: Path) -> Start:
+    return groundwork(folder, shuffle="blocks")
+
+
 def grain(folder: Path) -> Start:
     import numpy as np
     from grain import MapDataset, ReadOptions
@@ -137,6 +141,7 @@ LOADERS: dict[str, tuple[Callable[[Path], Start], str]] = {
     "Groundwork": (groundwork, ""),
     "Groundwork, prefetch thread": (groundwork_thread, ""),
     "Groundwork, document masking": (groundwork_masked, ""),
+    "Groundwork, shuffle: blocks": (groundwork_blocks, ""),
     "grain": (grain, "pip install grain"),
     "Megatron-core GPTDataset": (megatron, "pip install --no-deps megatron-core"),
     "nanoGPT's loop (with replacement)": (with_replacement, ""),

@@ -73,6 +73,7 @@ def test_dropped_without_close():
     del prefetcher
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 def test_collected_inside_its_own_thread():
     """The last reference may go wherever the garbage collector runs, in the prefetching thread too."""
     holder = []
