@@ -6,7 +6,7 @@ The same file runs under deepspeed, accelerate launch, torchrun, srun and plain 
 import os
 import sys
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
 from config import ConfigError, GroundworkError, RunConfig
@@ -15,75 +15,84 @@ from config.debug import STEPS_SHOWN
 from config.rendezvous import rank_and_size
 
 if TYPE_CHECKING:
+    from data.stream import Stream
     from data.tokenizer import Tokenizer
 
 
 def main(arguments: list[str]) -> int:
     """Check everything that needs no slow import, then train. Returns the exit code."""
-    speaks = os.environ.get("RANK", "0") == "0"
+    is_main = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
     try:
-        return train(parse_command_line(arguments, os.environ))
+        command = parse_command_line(arguments, os.environ)
+        stream, tokenizer = open_data(command.config)
     except Answered as answer:
-        print(answer)
-        return 0
+        return leave(str(answer), 0, is_main)
     except GroundworkError as error:
-        if speaks:
-            print(f"error: {error}", file=sys.stderr)
-        return 2
+        return leave(f"error: {error}", 2, is_main)
+    try:
+        return train(command, stream, tokenizer)
+    except (GroundworkError, OSError) as error:
+        if getattr(error, "everywhere", False):
+            return leave(f"error: {error}", 2, is_main)
+        return leave(f"error: {error}", 2, True)
     except KeyboardInterrupt:
-        if speaks:
-            print("interrupted; the same command continues from the newest checkpoint", file=sys.stderr)
-        return 130
+        return leave("interrupted; the same command continues from the newest checkpoint", 130, is_main)
 
 
-def train(command: CommandLine) -> int:
-    """Open the data, connect, resume, loop, close."""
+def open_data(config: RunConfig) -> "tuple[Stream, Tokenizer]":
+    """The training data as this rank reads it. Raises DataError, or ConfigError if the model's vocabulary is too small."""
     from data.dataset import load_tokenizer
     from data.stream import open_stream
-    from data.validation import open_validation
 
-    config = command.config
-    tokenizer = load_tokenizer(config.data.datasets[0].path)
-    check_vocabulary(config, tokenizer)
-    rank, size = rank_and_size(os.environ)
-    place = {"vocab_size": config.model.vocab_size, "rank": rank, "world_size": size}
-    stream = open_stream(config.data, config.batch, seed=config.run.seed, **place)
-    held_out = []
-    if config.validation.every_steps:
-        held_out = open_validation(
-            config.data, rows=config.validation.rows, micro_batch_size=config.batch.micro_batch_size, **place
+    path, vocab_size = config.data.datasets[0].path, config.model.vocab_size
+    tokenizer = load_tokenizer(path)
+    if tokenizer.vocab_size > vocab_size:
+        raise ConfigError(
+            f"model.vocab_size {vocab_size:,} is smaller than the {tokenizer.vocab_size:,} tokens of {path}: set it to "
+            "at least that many, best to a multiple of 64"
         )
+    rank, size = rank_and_size(os.environ)
+    seed = config.run.seed
+    stream = open_stream(config.data, config.batch, seed=seed, vocab_size=vocab_size, rank=rank, world_size=size)
+    return stream, tokenizer
 
-    # Slow imports, only now: torch and deepspeed take seconds, and every mistake above is reported at once.
-    from engine.build import build_engine
+
+def train(command: CommandLine, stream: "Stream", tokenizer: "Tokenizer") -> int:
+    """Connect, resume, loop, close. Returns the exit code."""
+    # Slow imports, only now: torch and deepspeed take seconds, and mistakes of the recipe have been reported before.
+    from engine.build import build_engine, open_held_out
     from engine.checkpoint import RunState, load, save
     from engine.debugging import prepare_debugging
     from engine.dist import connect, disconnect
     from engine.fault import StopRequest
     from engine.monitor import Monitor
-    from engine.runs import hold_lock, open_run, run_documents, summary
+    from engine.runs import open_run, run_documents, summary
     from engine.sample import continue_prompt
 
+    config, last = command.config, command.config.schedule.steps
     documents = run_documents(config, tokenizer)
-    world = connect(config.engine.communication_timeout)
-    say = print if world.is_main else lambda *_: None
-    run = open_run(config, documents, world, say)
-    if run.state.step >= config.schedule.steps:
-        say(summary(config, run.folder, command.recipe))
-        return 0
-    lock = hold_lock(run.folder, world)
+    with ExitStack() as closing_up:
+        world = connect(config.engine.communication_timeout)
+        closing_up.push(disconnect)
+        say = print if world.is_main else lambda *_: None
+        run = open_run(config, documents, world, say)
+        state = run.state
+        if state.step < last:
+            held_out = open_held_out(config, world)
+            engine, setup = build_engine(config, world)
+            if run.checkpoint:
+                load(run.checkpoint, engine.deepspeed, world)
+            say(setup.describe(config))
+            say(stream.describe(last))
+            monitor = closing_up.enter_context(
+                closing(Monitor(run.folder, config, setup, world, first_step=state.step))
+            )
+            if command.debug:
+                prepare_debugging(engine, monitor.say, STEPS_SHOWN)
+            steps = closing_up.enter_context(closing(stream.steps(state.cursor)))
+            stop = StopRequest()
 
-    engine, setup = build_engine(config, world)
-    state = load(run.checkpoint, engine.deepspeed, world) if run.checkpoint else run.state
-    say(setup.describe(config))
-    say(stream.describe(config.schedule.steps))
-    monitor = Monitor(run.folder, config, setup, world, first_step=state.step)
-    if command.debug:
-        prepare_debugging(engine, monitor.say, STEPS_SHOWN)
-    stop = StopRequest()
-
-    with closing(monitor), closing(stream.steps(state.cursor)) as steps:
-        while state.step < config.schedule.steps:
+        while state.step < last:
             began = time.perf_counter()
             micro_batches, cursor = next(steps)
             report = engine.step(state.step, micro_batches)
@@ -91,31 +100,31 @@ def train(command: CommandLine) -> int:
             monitor.step(report, state.tokens, time.perf_counter() - began)
 
             stopping = stop.agreed(world)
-            if not stopping and config.validation.is_due(state.step, config.schedule.steps):
+            if config.validation.is_due(state.step, last):
                 monitor.validation(state.step, engine.evaluate(held_out))
-                monitor.sample(state.step, continue_prompt(engine, tokenizer, state.step))
-            if stopping or config.checkpoint.is_due(state.step, config.schedule.steps):
+                if config.monitor.sample_tokens:
+                    monitor.sample(state.step, continue_prompt(engine, tokenizer, state.step))
+            if stopping or config.checkpoint.is_due(state.step, last):
                 path = save(run.checkpoints, engine.deepspeed, state, documents, world, config.checkpoint.keep_last)
-            if stopping:
+            if stopping and state.step < last:
                 monitor.say(
                     f"stopped after step {state.step:,} and saved {path}; the same command continues from there"
                 )
-                break
-
-    lock.close() if lock else None
-    if not stopping:
-        say(summary(config, run.folder, command.recipe))
-    disconnect()
-    return 128 + stopping if stopping else 0
+                return 128 + stopping
+    if world.is_main:
+        print(summary(config, run.folder, command.recipe))
+    return 0
 
 
-def check_vocabulary(config: RunConfig, tokenizer: "Tokenizer") -> None:
-    if tokenizer.vocab_size > config.model.vocab_size:
-        raise ConfigError(
-            f"model.vocab_size {config.model.vocab_size:,} is smaller than the {tokenizer.vocab_size:,} tokens of "
-            f"{config.data.datasets[0].path}: set it to at least that many, best to a multiple of 64"
-        )
+def leave(message: str, code: int, speaks: bool) -> int:
+    if speaks:
+        print(message, file=sys.stderr if code else sys.stdout, flush=True)
+    return code
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: DeepSpeed holds on to process groups, and their threads may abort or hang an orderly exit.
+    os._exit(code)

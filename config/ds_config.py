@@ -32,7 +32,7 @@ class DSConfig:
         return self.zero["stage"]
 
     def offload_device(self, what: str) -> str:
-        """Where `optimizer` or `param` is kept: none, cpu or nvme."""
+        """Where `optimizer` or `param` is kept: none or cpu."""
         return (self.zero.get(f"offload_{what}") or {}).get("device", "none")
 
 
@@ -85,8 +85,9 @@ def _zero_problems(values: dict[str, Any]) -> list[str]:
     for what, lowest in (("optimizer", 1), ("param", 3)):
         offload = zero.get(f"offload_{what}") or {}
         device = offload.get("device", "none") if isinstance(offload, dict) else offload
-        if device not in ("none", "cpu", "nvme"):
-            problems.append(f'zero_optimization.offload_{what}.device must be "none", "cpu" or "nvme", not {device!r}')
+        if device not in ("none", "cpu"):
+            why = "; what is swapped to nvme cannot be saved" if device == "nvme" else ""
+            problems.append(f'zero_optimization.offload_{what}.device must be "none" or "cpu", not {device!r}{why}')
         elif device != "none" and stage < lowest:
             problems.append(f"zero_optimization.offload_{what} needs stage {lowest} or more, not stage {stage}")
     return problems

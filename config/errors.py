@@ -4,6 +4,9 @@
 class GroundworkError(Exception):
     """Base of every error that is printed as one message, without a traceback."""
 
+    everywhere = False
+    """Raised on every rank alike, so that one of them speaks for all."""
+
 
 class ConfigError(GroundworkError):
     """A recipe, an override, a ds_config or a launcher's setting is wrong."""

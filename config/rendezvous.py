@@ -13,8 +13,11 @@ def rendezvous_environment(environ: Mapping[str, str], free_port: int) -> dict[s
             raise ConfigError(
                 f"RANK is set but {', '.join(sorted(needed))} is not: set all of them, or none for one process"
             )
-        return {} if "LOCAL_RANK" in environ else {"LOCAL_RANK": environ["RANK"]}
-    if int(environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in environ:
+        if "LOCAL_RANK" not in environ and environ["WORLD_SIZE"] != "1":
+            raise ConfigError("RANK is set but LOCAL_RANK is not: set it to the number of this rank on its node")
+        return {} if "LOCAL_RANK" in environ else {"LOCAL_RANK": "0"}
+    # Set by srun for its tasks; SLURM_NTASKS would be set in the batch script around them too.
+    if int(environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         if not {"MASTER_ADDR", "MASTER_PORT"} <= environ.keys():
             raise ConfigError(
                 "srun started several tasks but MASTER_ADDR and MASTER_PORT are not set: export both in the batch script"
@@ -22,7 +25,7 @@ def rendezvous_environment(environ: Mapping[str, str], free_port: int) -> dict[s
         return {
             "RANK": environ["SLURM_PROCID"],
             "LOCAL_RANK": environ["SLURM_LOCALID"],
-            "WORLD_SIZE": environ["SLURM_NTASKS"],
+            "WORLD_SIZE": environ["SLURM_STEP_NUM_TASKS"],
         }
     single = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     return {**single, "MASTER_PORT": str(free_port)}

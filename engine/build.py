@@ -6,8 +6,10 @@ from config import Choice, RunConfig
 from config.derive import FLOPS_CONVENTION, Derived, derive
 from config.ds_config import read_ds_config
 from config.ds_json import deepspeed_json, resolve_precision
+from data.batch import Batch
+from data.validation import open_validation
 from engine.device import COMPUTE_DTYPE, choose_compile, device_info, peak_tflops
-from engine.dist import World, from_main
+from engine.dist import World, from_main, together
 from engine.engine import Engine
 from model import Kernel, build, choose_kernel, compile_blocks, init_weights
 
@@ -41,6 +43,23 @@ class Setup:
             "MFU": f"of {self.peak.value:g} TFLOP/s per device ({self.peak.reason}), {FLOPS_CONVENTION}",
         }
         return "\n".join(f"{name:>10}  {text}" for name, text in rows.items())
+
+
+def open_held_out(config: RunConfig, world: World) -> list[Batch]:
+    """This rank's batches of the fixed validation rows; none if validation is off. Raises DataError on every rank."""
+    if not config.validation.every_steps:
+        return []
+    return together(
+        lambda: open_validation(
+            config.data,
+            rows=config.validation.rows,
+            micro_batch_size=config.batch.micro_batch_size,
+            vocab_size=config.model.vocab_size,
+            rank=world.rank,
+            world_size=world.size,
+        ),
+        world,
+    )
 
 
 def build_engine(config: RunConfig, world: World) -> tuple[Engine, Setup]:

@@ -9,6 +9,7 @@ checkpoints/latest            name of the newest one; moves last
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -19,8 +20,8 @@ from typing import Any
 import xxhash
 
 from config.errors import CheckpointError
-from engine.dist import World, barrier, from_main, gather_objects
-from engine.state import engine_facts, read_fragments, write_fragments
+from engine.dist import World, barrier, from_main, gather_objects, together
+from engine.state import FRAGMENTS, engine_facts, read_fragments, sync, write_fragments
 
 MANIFEST, STATE, LATEST = "manifest.json", "state.json", "latest"
 
@@ -43,16 +44,15 @@ def save(folder: Path, engine: Any, state: RunState, documents: dict[str, str], 
     `documents` are further text files by name. Raises CheckpointError on every rank if any rank fails; earlier
     checkpoints are untouched then.
     """
-    name = f"step_{state.step:08d}"
-    final, temporary = folder / name, folder / f".tmp-{name}"
-    if from_main(world.is_main and final.exists() and not damage(final)):
-        return final
-    _on_all_ranks(lambda: _start(temporary, engine, world), world)
-    written = _on_all_ranks(
-        lambda: _describe(write_fragments(temporary, engine, world.rank, world.size), temporary), world
-    )
+    final = folder / f"step_{state.step:08d}"
+    temporary = folder / f".tmp-{final.name}"
     facts = engine_facts(engine)
-    _on_all_ranks(lambda: _commit(temporary, final, written, state, facts, documents, world, keep_last), world)
+    texts = {**documents, STATE: json.dumps({"run": asdict(state), "engine": facts}, indent=1)}
+    together(lambda: _start(temporary, facts) if world.is_main else None, world)
+    written = together(lambda: _write_share(temporary, engine, world), world)
+    files = {name: entry for share in gather_objects(written) for name, entry in share.items()}
+    manifest = {"version": 1, "step": state.step, "world_size": world.size, "files": files}
+    together(lambda: _commit(temporary, final, manifest, texts, keep_last) if world.is_main else None, world)
     return final
 
 
@@ -99,80 +99,51 @@ def damage(checkpoint: Path, rank: int = 0, world_size: int = 1) -> str | None:
     return None
 
 
-def _start(temporary: Path, engine: Any, world: World) -> None:
-    if not world.is_main:
-        return
+def _start(temporary: Path, facts: dict[str, Any]) -> None:
     for leftover in temporary.parent.glob(".tmp-*"):
         shutil.rmtree(leftover)
-    temporary.mkdir(parents=True)
-    needed = 12 * sum(p.numel() if not hasattr(p, "ds_numel") else p.ds_numel for p in engine.module.parameters())
+    (temporary / FRAGMENTS).mkdir(parents=True)
+    needed = 4 * (1 + len(facts["moments"])) * sum(math.prod(shape) for shape in facts["shapes"].values())
     free = shutil.disk_usage(temporary).free
     if free < needed:
         raise CheckpointError(
-            f"{temporary.parent}: a checkpoint needs about {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free: "
+            f"{temporary.parent}: a checkpoint needs about {needed / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free: "
             "free some space or lower checkpoint.keep_last; the same command then continues from the last checkpoint"
         )
 
 
-def _commit(
-    temporary: Path,
-    final: Path,
-    written: list[dict[str, Any]],
-    state: RunState,
-    facts: dict[str, Any],
-    documents: dict[str, str],
-    world: World,
-    keep_last: int,
-) -> None:
-    if not world.is_main:
-        return
-    files = {name: entry for part in written for name, entry in part.items()}
-    for name in files:
-        if not (temporary / name).exists():
-            raise CheckpointError(
-                f"{temporary / name} was written by another rank but is not visible here: the run folder must be on a "
-                "file system that all nodes share"
-            )
-    texts = {**documents, STATE: json.dumps({"run": asdict(state), "engine": facts}, indent=1)}
+def _write_share(temporary: Path, engine: Any, world: World) -> dict[str, dict[str, Any]]:
+    if not temporary.is_dir():
+        raise CheckpointError(
+            f"rank {world.rank} does not see {temporary}, which rank 0 made: the run folder must be on a file system "
+            "that all nodes share"
+        )
+    return _describe(write_fragments(temporary, engine, world.rank, world.size), temporary)
+
+
+def _commit(temporary: Path, final: Path, manifest: dict[str, Any], texts: dict[str, str], keep_last: int) -> None:
     for name, text in texts.items():
         (temporary / name).write_text(text)
-        files |= _describe(temporary / name, temporary)
-    manifest = {"version": 1, "step": state.step, "world_size": world.size, "files": files}
+        manifest["files"] |= _describe(temporary / name, temporary)
     (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    _sync(temporary / MANIFEST)
-    _sync(temporary)
+    for path in (temporary / MANIFEST, temporary / FRAGMENTS, temporary):
+        sync(path)
     if final.exists():  # a damaged one of the same step: it was reported when it was skipped
         shutil.rmtree(final)
     os.rename(temporary, final)
-    _sync(final.parent)
+    sync(final.parent)
     pointer = final.parent / f".{LATEST}"
     pointer.write_text(final.name + "\n")
     os.replace(pointer, final.parent / LATEST)
-    for name in committed(final.parent)[:-keep_last]:
+    older = [name for name in committed(final.parent) if name <= final.name]
+    for name in older[:-keep_last]:
         # Renamed first: a kill while deleting must not leave something that looks like a checkpoint.
         os.rename(final.parent / name, final.parent / f".tmp-{name}")
         shutil.rmtree(final.parent / f".tmp-{name}")
 
 
-def _on_all_ranks(action: Callable[[], Any], world: World) -> list[Any]:
-    """Run `action` everywhere and return all results; one rank's failure becomes the same error on every rank."""
-    result: Any = None
-    error: str | None = None
-    try:
-        result = action()
-    except CheckpointError as failure:
-        error = str(failure)
-    except OSError as failure:
-        error = f"rank {world.rank}: {failure.filename or 'checkpoint'}: {failure.strerror or failure}"
-    outcomes = gather_objects((result, error))
-    errors = [error for _, error in outcomes if error]
-    if errors:
-        raise CheckpointError(errors[0])
-    return [result for result, _ in outcomes]
-
-
 def _describe(path: Path, root: Path) -> dict[str, dict[str, Any]]:
-    _sync(path)
+    sync(path)
     return {str(path.relative_to(root)): _fingerprint(path)}
 
 
@@ -182,11 +153,3 @@ def _fingerprint(path: Path) -> dict[str, Any]:
         while block := file.read(1 << 22):
             digest.update(block)
     return {"bytes": path.stat().st_size, "hash": digest.hexdigest()}
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,5 +1,6 @@
 """What `--debug` adds: determinism, anomaly detection, and a look at each module in the first steps."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,9 @@ from engine.engine import Engine
 
 def prepare_debugging(engine: Engine, say: Callable[[str], None], steps: int) -> None:
     """Make the run deterministic, let autograd name the forward line of a NaN, and report the first `steps` steps."""
-    torch.use_deterministic_algorithms(True)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # Only warns where a GPU has no deterministic form, as for the cumulative sum of top-p sampling.
+    torch.use_deterministic_algorithms(True, warn_only=True)
     torch.autograd.set_detect_anomaly(True)
     for name, module in engine.deepspeed.module.named_modules():
         if name and not isinstance(module, nn.ModuleList | nn.Identity | nn.Dropout):

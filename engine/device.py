@@ -1,6 +1,7 @@
 """What the device can do, and the choices that follow: low precision, compiling, peak rate."""
 
 import os
+import re
 import shutil
 import time
 from statistics import median
@@ -57,14 +58,16 @@ def peak_tflops(device: torch.device, precision: str, configured: float | None) 
     if device.type != "cpu":
         name = torch.cuda.get_device_name(device)
         for known, peak in PEAK_BF16_TFLOPS.items():
-            if known in name and precision != "fp32":
+            if re.search(rf"\b{known}\b", name) and precision != "fp32":
                 return Choice(peak, f"dense bf16 data-sheet peak of {name}")
     dtype = COMPUTE_DTYPE[precision]
-    rate = measured_matmul_tflops(device, dtype)
-    return Choice(round(rate, 3), f"1,024-wide {str(dtype).removeprefix('torch.')} matrix product measured here")
+    size = 1024 if device.type == "cpu" else 8192
+    rate = measured_matmul_tflops(device, dtype, size)
+    kind = str(dtype).removeprefix("torch.")
+    return Choice(round(rate, 3), f"{size:,}-wide {kind} matrix product measured here")
 
 
-def measured_matmul_tflops(device: torch.device, dtype: torch.dtype, size: int = 1024, repeats: int = 7) -> float:
+def measured_matmul_tflops(device: torch.device, dtype: torch.dtype, size: int, repeats: int = 7) -> float:
     """Rate of a square matrix product in TFLOP/s, median of `repeats` after a warm-up."""
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     seconds = []

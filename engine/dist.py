@@ -5,22 +5,24 @@ import logging
 import os
 import socket
 import warnings
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
+from config.errors import GroundworkError
 from config.rendezvous import rendezvous_environment
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class World:
     rank: int
     size: int
-    local_rank: int
     device: torch.device
 
     @property
@@ -47,16 +49,17 @@ def connect(timeout_seconds: float, environ: MutableMapping[str, str] = os.envir
     if not isinstance(dist.new_group, functools.partial):
         dist.new_group = functools.partial(dist.new_group, timeout=timeout)
     accelerator = get_accelerator()
-    local_rank = int(environ["LOCAL_RANK"])
+    local_rank = int(environ["LOCAL_RANK"]) % max(accelerator.device_count(), 1)
     device = torch.device(accelerator.device_name(local_rank))
     if device.type != "cpu":
         accelerator.set_device(local_rank)
     deepspeed.init_distributed(accelerator.communication_backend_name(), timeout=timeout, verbose=False)
-    return World(dist.get_rank(), dist.get_world_size(), local_rank, device)
+    return World(dist.get_rank(), dist.get_world_size(), device)
 
 
-def disconnect() -> None:
-    if dist.is_initialized():
+def disconnect(kind: Any = None, error: BaseException | None = None, trace: Any = None) -> None:
+    """Leave the process group; as the exit of a `with`, only if all ranks leave alike: else this would wait for them."""
+    if error is None or getattr(error, "everywhere", False):
         dist.destroy_process_group()
 
 
@@ -76,6 +79,41 @@ def all_max(value: int, device: torch.device) -> int:
     tensor = torch.tensor(value, device=device)
     dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return int(tensor)
+
+
+def together(action: Callable[[], T], world: World) -> T:
+    """Run `action` on every rank and return its result; one rank's failure becomes an error on every rank.
+
+    Without this, the other ranks would wait in their next collective for one that has left.
+    """
+    result: Any = None
+    error: Exception | None = None
+    try:
+        result = action()
+    except Exception as failure:
+        error = failure
+    report = error and (type(error), _in_words(error, world.rank))
+    failed = [report for report in gather_objects(report) if report]
+    if not failed:
+        return result
+    if error is not None and not isinstance(error, GroundworkError | OSError):
+        raise error
+    kind, message = failed[0]
+    raise everywhere(kind(message) if issubclass(kind, GroundworkError) else GroundworkError(message))
+
+
+def everywhere(error: GroundworkError) -> GroundworkError:
+    """Mark an error that every rank raises alike."""
+    error.everywhere = True
+    return error
+
+
+def _in_words(error: Exception, rank: int) -> str:
+    if isinstance(error, GroundworkError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.filename or f'rank {rank}'}: {error.strerror or error}"
+    return f"rank {rank} failed: {type(error).__name__}: {error}"
 
 
 def gather_objects(value: Any) -> list[Any]:

@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from torch import nn
 from config.errors import GroundworkError
 from config.schema import RunConfig
 from data.batch import Batch
+from engine.allocator import keep_freed_memory
 from engine.dist import World, all_sum
 from engine.objective import causal_lm, count_targets
 from engine.optimizer import build_optimizer
@@ -22,6 +22,8 @@ from engine.schedule import lr_factor
 class TrainingError(GroundworkError):
     """Training cannot go on: the loss or the gradient is no longer a number."""
 
+    everywhere = True
+
 
 @dataclass(frozen=True)
 class StepReport:
@@ -29,12 +31,9 @@ class StepReport:
     """Index of the step, from 0."""
     loss: float
     """Mean cross-entropy over the valid targets of the global batch, in nats."""
-    targets: int
-    """Valid targets in the global batch."""
     lr: float
     grad_norm: float
     """Global norm before clipping."""
-    seconds: float
     skipped: bool
     """fp16 only: the loss scale overflowed and the weights stayed as they were."""
 
@@ -45,6 +44,8 @@ class Engine:
     def __init__(self, config: RunConfig, model: nn.Module, ds_json: dict[str, Any], world: World):
         import deepspeed
 
+        if world.device.type == "cpu":
+            keep_freed_memory()
         self.config = config
         self.world = world
         self.deepspeed, *_ = deepspeed.initialize(
@@ -67,7 +68,6 @@ class Engine:
         it does not depend on how the batch is cut. Raises TrainingError if the loss, checked before the weights are
         touched, or the gradient norm is not finite.
         """
-        start = time.perf_counter()
         device, ds = self.world.device, self.deepspeed
         seed_everything(self.config.run.seed, index, self.world.rank)
         lr = self._set_lr(index)
@@ -90,7 +90,7 @@ class Engine:
         skipped = bool(getattr(ds.optimizer, "dynamic_loss_scale", False) and ds.optimizer.overflow)
         if not skipped:
             self._check_finite("gradient norm", grad_norm, index)
-        return StepReport(index, mean, targets, lr, grad_norm, time.perf_counter() - start, skipped)
+        return StepReport(index, mean, lr, grad_norm, skipped)
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> float:

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 from config import RunConfig, dump_recipe
 from engine.build import Setup
 from engine.device import memory_gb
-from engine.dist import World
+from engine.dist import World, together
 from engine.engine import StepReport
 from engine.writers import TensorBoardWriter, WandbWriter
 
@@ -33,8 +33,9 @@ class Monitor:
         self._line = ProgressLine(sys.stdout)
         # A median, because the first step of a process compiles and some steps wait for the disk.
         self._recent: deque[float] = deque(maxlen=RECENT_STEPS)
-        if not world.is_main:
-            return
+        together(lambda: self._open(folder, config, first_step) if world.is_main else None, world)
+
+    def _open(self, folder: Path, config: RunConfig, first_step: int) -> None:
         forget_after(folder / METRICS, first_step)
         self._metrics = (folder / METRICS).open("a")
         if config.monitor.tensorboard:

@@ -10,6 +10,9 @@ runs/NAME/
 import fcntl
 import json
 import os
+import shutil
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +23,10 @@ from config.schema import RunSection
 from data.manifest import Manifest
 from data.tokenizer import Tokenizer
 from engine.checkpoint import STATE, RunState, committed, newest_intact
-from engine.dist import World, from_main
+from engine.dist import World, everywhere, from_main, together
 from engine.monitor import METRICS
 
+Say = Callable[[str], None]
 RECIPE, TOKENIZER, DATA = "recipe.yaml", "tokenizer.json", "data.json"
 
 
@@ -32,6 +36,8 @@ class Run:
     checkpoint: Path | None
     """Checkpoint to continue from."""
     state: RunState
+    lock: Any
+    """Open file of the main rank; the lock ends with the process."""
 
     @property
     def checkpoints(self) -> Path:
@@ -48,29 +54,29 @@ def run_documents(config: RunConfig, tokenizer: Tokenizer) -> dict[str, str]:
     }
 
 
-def open_run(config: RunConfig, documents: dict[str, str], world: World, say: Any) -> Run:
-    """Make or find the run's folder and decide where to start; all ranks call it together.
+def open_run(config: RunConfig, documents: dict[str, str], world: World, say: Say) -> Run:
+    """Lock, make or find the run's folder and decide where to start; all ranks call it together.
 
-    `documents` are the texts a checkpoint carries (recipe, tokenizer); the saved ones are compared with them. Raises
-    ConfigError if the folder cannot be written or the recipe's changes need consent, CheckpointError if there is
-    nothing to continue under `resume: must` or the checkpoint was made with another tokenizer.
+    `documents` are the texts a checkpoint carries; the saved ones are compared with them. Raises ConfigError if the
+    folder cannot be written, is in use, or the recipe's changes need consent; CheckpointError if there is nothing to
+    continue from though there should be, or the checkpoint was made with another tokenizer.
     """
     folder = Path(config.run.folder) / config.run.name
-    problem = from_main(_prepare_folder(folder, config.run, say) if world.is_main else None)
-    if problem:
-        raise ConfigError(problem)
+    lock = together(lambda: _prepare_folder(folder, config.run, say) if world.is_main else None, world)
     checkpoint = newest_intact(folder / "checkpoints", world, say)
-    if checkpoint is None:
-        if config.run.resume == "must":
-            raise CheckpointError(f"{folder}/checkpoints has no intact checkpoint to continue from (run.resume=must)")
-        if world.is_main:
-            (folder / RECIPE).write_text(documents[RECIPE])
-        return Run(folder, None, RunState())
-    state = RunState(**json.loads((checkpoint / STATE).read_text())["run"])
-    check_resume(config, checkpoint, documents, say)
-    if world.is_main:
-        (folder / RECIPE).write_text(documents[RECIPE])
-    return Run(folder, checkpoint, state)
+    state = RunState()
+    if checkpoint is not None:
+        state = RunState(**json.loads((checkpoint / STATE).read_text())["run"])
+        check_resume(config, checkpoint, documents, say)
+    elif config.run.resume == "must" or from_main(committed(folder / "checkpoints")):
+        raise everywhere(
+            CheckpointError(
+                f"{folder}/checkpoints has no intact checkpoint to continue from: restore one, or add run.resume=fresh, "
+                "which sets this run aside and starts over"
+            )
+        )
+    together(lambda: (folder / RECIPE).write_text(documents[RECIPE]) if world.is_main else None, world)
+    return Run(folder, checkpoint, state, lock)
 
 
 def summary(config: RunConfig, run_folder: Path, recipe: str) -> str:
@@ -89,50 +95,70 @@ def summary(config: RunConfig, run_folder: Path, recipe: str) -> str:
     checkpoint = committed(run_folder / "checkpoints")[-1]
     steps = 2 * config.schedule.steps
     consent = "" if config.schedule.name in ENDLESS else " run.accept_changes=true"
+    bin_ = _commands_folder()
     lines += [
         f"checkpoint    {run_folder}/checkpoints/{checkpoint}",
-        f"curves        tensorboard --logdir {run_folder.parent}",
-        f"more text     python -m tasks generate {run_folder} --prompt TEXT",
-        f"train longer  deepspeed train.py {recipe} schedule.steps={steps}{consent}",
-        f"start over    deepspeed train.py {recipe} run.resume=fresh",
+        f"curves        {bin_}tensorboard --logdir {run_folder.parent}",
+        f"more text     {bin_}python -m tasks generate {run_folder} --prompt TEXT",
+        f"train longer  {bin_}deepspeed train.py {recipe} schedule.steps={steps}{consent}",
+        f"start over    {bin_}deepspeed train.py {recipe} run.resume=fresh",
     ]
     return "\n".join(lines)
 
 
-def check_resume(config: RunConfig, checkpoint: Path, documents: dict[str, str], say: Any) -> None:
+def _commands_folder() -> str:
+    """Where this interpreter's commands lie, if the shell would not find them by name."""
+    here = Path(sys.executable).parent
+    if shutil.which("deepspeed") == str(here / "deepspeed"):
+        return ""
+    return f"{here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here}/"
+
+
+def check_resume(config: RunConfig, checkpoint: Path, documents: dict[str, str], say: Say) -> None:
     """Refuse what cannot continue, ask for consent to what changes the result, and name the rest."""
     if (checkpoint / TOKENIZER).read_text() != documents[TOKENIZER]:
-        raise CheckpointError(
-            f"{checkpoint / TOKENIZER} differs from the tokenizer of {config.data.datasets[0].path}: the shards' ids "
-            "would mean other text. Train on shards made with the checkpoint's tokenizer, or give another run.name"
+        raise everywhere(
+            CheckpointError(
+                f"{checkpoint / TOKENIZER} differs from the tokenizer of {config.data.datasets[0].path}: the shards' "
+                "ids would mean other text. Train on shards made with the checkpoint's tokenizer, or give another run.name"
+            )
         )
-    saved_data, data = json.loads((checkpoint / DATA).read_text()), json.loads(documents[DATA])
-    if list(saved_data.values()) != list(data.values()) and not config.run.accept_changes:
-        raise ConfigError(
-            f"the data differs from what {checkpoint} was trained on: {saved_data} there, {data} here. The order would "
-            "be another from here on: restore the corpus, add run.accept_changes=true, or start over with run.resume=fresh"
+    differences = compare(load_recipe(str(checkpoint / RECIPE)), config)
+    refused = [str(d) for d in differences if d.kind == "refused"]
+    consent = [str(d) for d in differences if d.kind == "needs_consent"]
+    saved, data = json.loads((checkpoint / DATA).read_text()), json.loads(documents[DATA])
+    if list(saved.values()) != list(data.values()):
+        consent.append(
+            f"content of {', '.join(data)}: {_short(saved)} → {_short(data)} (the order is another from here on)"
         )
-    differences = compare(load_recipe(str(checkpoint / RECIPE), []), config)
-    refused = [d for d in differences if d.kind == "refused"]
-    consent = [d for d in differences if d.kind == "needs_consent"]
     if refused:
-        lines = "\n".join(f"  {d}" for d in refused)
-        raise ConfigError(
-            f"{checkpoint} cannot continue under these settings:\n{lines}\nGive another run.name, or run.resume=fresh"
+        lines = "\n".join(f"  {line}" for line in refused)
+        raise everywhere(
+            ConfigError(
+                f"{checkpoint} cannot continue under these settings:\n{lines}\nGive another run.name, or run.resume=fresh"
+            )
         )
     if consent and not config.run.accept_changes:
-        lines = "\n".join(f"  {d}" for d in consent)
-        raise ConfigError(
-            f"settings that change the result differ from those of {checkpoint}:\n{lines}\n"
-            "Add run.accept_changes=true to continue with the new ones, or run.resume=fresh to start over"
+        lines = "\n".join(f"  {line}" for line in consent)
+        raise everywhere(
+            ConfigError(
+                f"settings that change the result differ from those of {checkpoint}:\n{lines}\n"
+                "Add run.accept_changes=true to continue with the new ones, or run.resume=fresh to start over"
+            )
         )
-    for difference in differences:
-        say(f"continuing with a changed setting: {difference}")
+    for line in consent + [str(d) for d in differences if d.kind == "harmless"]:
+        say(f"continuing with a change: {line}")
 
 
-def _prepare_folder(folder: Path, settings: RunSection, say: Any) -> str | None:
-    """Make the folder, setting an old run aside if asked; returns a message if that fails."""
+def _short(hashes: dict[str, str]) -> str:
+    return ", ".join(value[:12] for value in hashes.values())
+
+
+def _prepare_folder(folder: Path, settings: RunSection, say: Say) -> Any:
+    """Lock the run's name, make its folder, and set an old run aside if asked. Returns the open lock file."""
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = _lock(folder)
         if settings.resume == "fresh" and folder.exists():
             aside = _free_name(folder)
             folder.rename(aside)
@@ -142,8 +168,10 @@ def _prepare_folder(folder: Path, settings: RunSection, say: Any) -> str | None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        return f"run.folder: cannot write {folder}: {error.strerror}; set run.folder to a folder that you can write"
-    return None
+        raise ConfigError(
+            f"run.folder: cannot write {folder}: {error.strerror}; set run.folder to a folder that you can write"
+        ) from None
+    return lock
 
 
 def _free_name(folder: Path) -> Path:
@@ -153,25 +181,18 @@ def _free_name(folder: Path) -> Path:
     return aside
 
 
-def hold_lock(folder: Path, world: World) -> Any:
-    """Hold the run's lock until the returned file is closed, so that two trainings cannot write one folder.
-
-    Raises ConfigError on every rank, naming the process that holds it.
-    """
-    handle, holder = _lock(folder) if world.is_main else (None, None)
-    if holder := from_main(holder):
-        raise ConfigError(f"{folder} is in use by process {holder}: wait for it, stop it, or give another run.name")
-    return handle
-
-
-def _lock(folder: Path) -> tuple[Any, str | None]:
-    handle = (folder / ".lock").open("a+")
+def _lock(folder: Path) -> Any:
+    """Lock the run beside its folder, which `resume: fresh` may rename, so that two trainings cannot write one run."""
+    handle = folder.with_name(f".{folder.name}.lock").open("a+")
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         handle.seek(0)
-        return None, handle.read().strip() or "unknown"
+        holder = handle.read().strip() or "unknown"
+        raise ConfigError(
+            f"{folder} is in use by process {holder}: wait for it, stop it, or give another run.name"
+        ) from None
     handle.truncate(0)
     handle.write(str(os.getpid()))
     handle.flush()
-    return handle, None
+    return handle

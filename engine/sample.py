@@ -13,7 +13,7 @@ def continue_prompt(engine: Engine, tokenizer: Tokenizer, step: int) -> str:
     Every rank draws the same tokens, because under ZeRO 3 each forward pass gathers weights from all of them.
     """
     config, device = engine.config, engine.world.device
-    room = config.model.max_positions - config.monitor.sample_tokens
+    room = max(1, config.model.max_positions - config.monitor.sample_tokens)
     prompt = [tokenizer.eod_id, *tokenizer.encode(config.monitor.sample_prompt)][-room:]
     with engine.autocast():
         generation = generate(
@@ -22,7 +22,9 @@ def continue_prompt(engine: Engine, tokenizer: Tokenizer, step: int) -> str:
             max_new_tokens=config.monitor.sample_tokens,
             temperature=0.8,
             top_p=0.95,
-            stop_ids=(tokenizer.eod_id,),
             seed=config.run.seed + step,
         )
-    return config.monitor.sample_prompt + tokenizer.decode(generation.new_tokens[0])
+    # Cut here, not by a stop token: a rank that stopped alone would leave the others waiting.
+    tokens = generation.new_tokens[0]
+    end = tokens.index(tokenizer.eod_id) if tokenizer.eod_id in tokens else None
+    return config.monitor.sample_prompt + tokenizer.decode(tokens[:end])

@@ -1,6 +1,7 @@
 """Training state as safetensors files of fragments: written without communication, read at any topology."""
 
 import json
+import os
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from config.errors import CheckpointError
 from engine.fragments import Fragment, base_optimizer, fragments, parameter_shapes, publish, replicated
 
 WEIGHT = "weight"
-FOLDER = "fragments"
+FRAGMENTS = "fragments"
 
 
 def write_fragments(folder: Path, engine: Any, rank: int, world_size: int) -> Path:
@@ -30,12 +31,12 @@ def write_fragments(folder: Path, engine: Any, rank: int, world_size: int) -> Pa
     for fragment in mine:
         for kind, flat in _flat_tensors(fragment, moments):
             tensors[f"{kind}/{fragment.name}/{fragment.start}"] = fragment.view(flat).contiguous()
-    path = folder / FOLDER / _rank_file(rank)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = folder / FRAGMENTS / _rank_file(rank)
     try:
         save_file(tensors, path)
     except SafetensorError as error:
         raise CheckpointError(f"{path}: {error}") from None
+    sync(path)
     with safe_open(path, "pt") as written:
         for key, tensor in tensors.items():
             if not torch.equal(written.get_tensor(key), tensor.cpu()):
@@ -52,7 +53,6 @@ def engine_facts(engine: Any) -> dict[str, Any]:
         scalars |= {key: float(value) for key, value in state.items() if _is_scalar(value)}
     return {
         "shapes": parameter_shapes(engine),
-        "optimizer": type(base_optimizer(engine)).__name__,
         "moments": sorted(moments),
         "scalars": scalars,
         "loss_scale": {k: v for k, v in vars(_loss_scaler(engine)).items() if isinstance(v, int | float)},
@@ -62,21 +62,19 @@ def engine_facts(engine: Any) -> dict[str, Any]:
 def read_fragments(folder: Path, engine: Any, facts: dict[str, Any], rank: int) -> None:
     """Fill weights and optimiser state from a checkpoint written at any number of ranks and any ZeRO stage.
 
-    Raises CheckpointError if it belongs to another model. Another optimiser keeps its fresh state.
+    Raises CheckpointError if it belongs to another model.
     """
     check_shapes(folder, facts["shapes"], parameter_shapes(engine))
-    index = FragmentIndex(folder / FOLDER, first=_rank_file(rank))
+    index = FragmentIndex(folder / FRAGMENTS, first=_rank_file(rank))
     optimizer = base_optimizer(engine)
-    same_optimizer = facts["optimizer"] == type(optimizer).__name__
     for fragment in fragments(engine):
         index.read(WEIGHT, fragment, fragment.owner)
-        if same_optimizer:
-            state = optimizer.state[fragment.owner]  # type: ignore[index]
-            for kind in facts["moments"]:
-                if kind not in state:
-                    state[kind] = torch.zeros_like(fragment.owner)
-                index.read(kind, fragment, state[kind])
-            _restore_scalars(optimizer, fragment.owner, facts["scalars"])
+        state = optimizer.state[fragment.owner]  # type: ignore[index]
+        for kind in facts["moments"]:
+            if kind not in state:
+                state[kind] = torch.zeros_like(fragment.owner)
+            index.read(kind, fragment, state[kind])
+        _restore_scalars(optimizer, fragment.owner, facts["scalars"])
     for name, value in facts["loss_scale"].items():
         setattr(_loss_scaler(engine), name, value)
     publish(engine)
@@ -85,7 +83,7 @@ def read_fragments(folder: Path, engine: Any, facts: dict[str, Any], rank: int) 
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """All weights of a checkpoint as whole fp32 tensors, for a model without DeepSpeed."""
     shapes = json.loads((folder / "state.json").read_text())["engine"]["shapes"]
-    index = FragmentIndex(folder / FOLDER)
+    index = FragmentIndex(folder / FRAGMENTS)
     weights = {}
     for name, shape in shapes.items():
         weights[name] = torch.empty(shape)
@@ -159,6 +157,17 @@ class FragmentIndex:
             numel = file.get_slice(key).get_shape()[0]
             self._pieces[kind, name].append(Piece(int(start), numel, key, file))
         return True
+
+
+def sync(path: Path) -> None:
+    """Put a file or folder on the disk, and forget the cached copy, so that reading it back reads the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(handle)
 
 
 def _rank_file(rank: int) -> str:

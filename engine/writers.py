@@ -1,5 +1,7 @@
 """TensorBoard and Weights & Biases, with the same three calls: scalars, text, close."""
 
+import html
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +33,24 @@ class WandbWriter:
         except ImportError:
             raise ConfigError("monitor.wandb=true needs the wandb package: pip install -e .[wandb]") from None
         self._wandb = wandb
-        # The folder's name is the run's identity, so a resumed run continues the same curves.
-        name, settings = folder.name, config.model_dump(mode="json")
+        # Kept in the run's folder, so that a resumed run continues the same curves and a fresh one has its own.
+        identity = folder / "wandb_id"
+        if not identity.exists():
+            identity.write_text(secrets.token_hex(8))
         wandb.init(
-            project=config.monitor.wandb_project, dir=str(folder), id=name, name=name, config=settings, resume="allow"
+            project=config.monitor.wandb_project,
+            dir=str(folder),
+            id=identity.read_text(),
+            name=folder.name,
+            config=config.model_dump(mode="json"),
+            resume="allow",
         )
 
     def scalars(self, step: int, values: dict[str, Any]) -> None:
         self._wandb.log(values, step=step)
 
     def text(self, step: int, text: str) -> None:
-        self._wandb.log({"sample": self._wandb.Html(f"<pre>{text}</pre>")}, step=step)
+        self._wandb.log({"sample": self._wandb.Html(f"<pre>{html.escape(text)}</pre>")}, step=step)
 
     def close(self) -> None:
         self._wandb.finish()

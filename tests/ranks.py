@@ -24,14 +24,19 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout
         port = str(free_port())
         processes = []
         for rank in range(world_size):
-            environ = rank_environ(rank, world_size, port)
             command = [sys.executable, "-m", "tests.ranks", str(call), f"{folder}/result_{rank}"]
-            processes.append(subprocess.Popen(command, cwd=ROOT, env=environ, stderr=subprocess.PIPE, text=True))
+            with open(f"{folder}/stderr_{rank}", "w") as stderr:
+                environ = rank_environ(rank, world_size, port)
+                processes.append(subprocess.Popen(command, cwd=ROOT, env=environ, stderr=stderr))
         errors = []
         for rank, process in enumerate(processes):
-            _, stderr = process.communicate(timeout=timeout)
-            if process.returncode:
-                errors.append(f"rank {rank} exited with {process.returncode}:\n{stderr[-3000:]}")
+            try:
+                code = process.wait(timeout=timeout)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                code = f"nothing after {timeout:g} s"
+            if code:
+                errors.append(f"rank {rank} exited with {code}:\n{Path(f'{folder}/stderr_{rank}').read_text()[-3000:]}")
         assert not errors, "\n".join(errors)
         return [pickle.loads(Path(f"{folder}/result_{rank}").read_bytes()) for rank in range(world_size)]
 
@@ -61,6 +66,7 @@ def _main(call: str, result: str) -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
     Path(result).write_bytes(pickle.dumps(value))
+    os._exit(0)  # as train.py does: an orderly exit may abort in a process group's thread
 
 
 if __name__ == "__main__":

@@ -43,29 +43,57 @@ def undisturbed(corpus, tmp_path_factory):
     recipe = write_recipe(folder, corpus)
     result = train(recipe, *LONG)
     assert result.returncode == 0, result.stderr
-    return losses(folder / "runs/tiny"), [
-        r for r in metrics(folder / "runs/tiny") if "validation_loss" in r or "sample" in r
-    ]
+    return losses(folder / "runs/tiny"), evaluations(folder / "runs/tiny")
 
 
-def test_kill_in_mid_run_and_in_mid_save(recipe, tmp_path, undisturbed):
+POINTS = {
+    "writing fragments": "engine.state.save_file",
+    "hashing": "engine.checkpoint._fingerprint",
+    "committing": "os.rename",
+    "moving latest": "os.replace",
+}
+
+
+def kill_at(point: str) -> str:
+    """A program that runs train.py and is killed at its second call of the function named, that is, in a save."""
+    return f"""
+import os, signal, sys
+from unittest.mock import patch
+import engine.checkpoint, engine.state, train
+real = {point}
+calls = []
+def deadly(*arguments, **options):
+    calls.append(1)
+    if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*arguments, **options)
+with patch({point!r}, deadly):
+    train.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_kill_in_mid_run_and_in_mid_save(recipe, tmp_path, undisturbed, point):
     run = tmp_path / "runs/tiny"
     process = start(recipe)
-    wait_until(lambda: steps_done(run) >= 25, process)
+    wait_until(lambda: steps_done(run) >= 15, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
 
-    process = start(recipe)
-    wait_until(lambda: any((run / "checkpoints").glob(".tmp-step_*/fragments/*")), process)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert list((run / "checkpoints").glob(".tmp-*")), "the kill came after the save"
+    command = [sys.executable, "-c", kill_at(POINTS[point]), str(recipe), *LONG]
+    killed = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert steps_done(run) < 60
 
     result = train(recipe, *LONG)
     assert result.returncode == 0, result.stderr
     assert not list((run / "checkpoints").glob(".tmp-*"))
     assert losses(run) == undisturbed[0]
-    assert [r for r in metrics(run) if "validation_loss" in r or "sample" in r] == undisturbed[1]
+    assert evaluations(run) == undisturbed[1]
+
+
+def evaluations(run: Path) -> list[dict]:
+    return [record for record in metrics(run) if "validation_loss" in record or "sample" in record]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -84,6 +112,7 @@ def test_a_stop_signal_saves_says_so_and_continues(recipe, tmp_path, undisturbed
     result = train(recipe, *LONG)
     assert result.returncode == 0, result.stderr
     assert losses(run) == undisturbed[0]
+    assert evaluations(run) == undisturbed[1]
 
 
 def test_a_damaged_checkpoint_is_skipped_with_a_message(recipe, tmp_path, undisturbed):

@@ -12,6 +12,8 @@ import pytest
 
 from tests.conftest import ROOT, environment, losses, train
 
+TWO_RANKS = (str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc-per-node", "2")
+
 
 @pytest.fixture
 def own_corpus(corpus, tmp_path) -> Path:
@@ -83,7 +85,7 @@ def test_checkpoint_of_another_model(recipe, tmp_path):
     refused(train(recipe, "optimizer.lr=0.02"), "optimizer.lr: 0.01 → 0.02", "run.accept_changes=true")
     assert losses(tmp_path / "runs/tiny") == before
     accepted = train(recipe, "optimizer.lr=0.02", "run.accept_changes=true")
-    assert accepted.returncode == 0 and "continuing with a changed setting: optimizer.lr" in accepted.stdout
+    assert accepted.returncode == 0 and "continuing with a change: optimizer.lr" in accepted.stdout
 
 
 def test_checkpoint_trained_on_other_data(recipe, own_corpus, tmp_path):
@@ -91,7 +93,7 @@ def test_checkpoint_trained_on_other_data(recipe, own_corpus, tmp_path):
     manifest = json.loads((own_corpus / "manifest.json").read_text())
     manifest["splits"]["train"][0]["block_checksums"][0] = "0" * 16
     (own_corpus / "manifest.json").write_text(json.dumps(manifest))
-    refused(train(recipe, use(own_corpus)), "the data differs from what", "run.accept_changes=true")
+    refused(train(recipe, use(own_corpus)), "content of", "run.accept_changes=true")
 
 
 def test_world_size_that_does_not_divide_the_batch(recipe):
@@ -111,19 +113,41 @@ def test_unwritable_run_folder(recipe):
 
 
 def test_nothing_to_continue(recipe):
-    refused(train(recipe, "run.resume=must"), "no intact checkpoint", "run.resume=must")
+    refused(train(recipe, "run.resume=must"), "no intact checkpoint to continue from", "run.resume=fresh")
 
 
-def test_a_run_that_is_already_running(recipe, tmp_path):
+def test_a_bad_token_that_only_the_second_rank_reads_is_reported_once(recipe, own_corpus):
+    """Half of the tokens are damaged, so that one of the ranks meets one first; the other must not hang."""
+    shard = shard_of(own_corpus)
+    content = shard.read_bytes()
+    half = len(content) // 4 * 2
+    shard.write_bytes(content[:half] + b"\xff\x7f" * ((len(content) - half) // 2))
+    result = train(recipe, use(own_corpus), launcher=TWO_RANKS)
+    assert result.returncode != 0
+    assert "error: " in result.stderr and "token id 32,767" in result.stderr
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_started_over(recipe, tmp_path):
+    assert train(recipe).returncode == 0
+    run = tmp_path / "runs/tiny"
+    for state in run.glob("checkpoints/*/state.json"):
+        state.write_text("{}")
+    before = losses(run)
+    refused(train(recipe), "no intact checkpoint to continue from", "run.resume=fresh")
+    assert losses(run) == before
+
+
+def test_starting_over_does_not_touch_a_run_that_is_running(recipe, tmp_path):
     import fcntl
 
     run = tmp_path / "runs/tiny"
-    run.mkdir(parents=True)
-    with (run / ".lock").open("w") as lock:
+    run.parent.mkdir(parents=True)
+    with (tmp_path / "runs/.tiny.lock").open("w") as lock:
         lock.write("4242")
         lock.flush()
         fcntl.flock(lock, fcntl.LOCK_EX)
-        refused(train(recipe), f"{run} is in use by process 4242")
+        refused(train(recipe, "run.resume=fresh"), f"{run} is in use by process 4242")
+    assert not (tmp_path / "runs/tiny.1").exists()
 
 
 def test_no_space_for_a_checkpoint(recipe, tmp_path):

@@ -133,7 +133,7 @@ ZERO1 = {"zero_optimization": {"stage": 1}}
         ({**ZERO1, "scheduler": {}}, "my.json: scheduler: the learning rate follows the recipe's section `schedule`: remove it here"),
         ({"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}, "my.json: zero_optimization.offload_param needs stage 3 or more, not stage 2"),
         ({"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}}, "my.json: zero_optimization.offload_optimizer needs stage 1 or more, not stage 0"),
-        ({"zero_optimization": {"stage": 3, "offload_param": {"device": "disk"}}}, "my.json: zero_optimization.offload_param.device must be \"none\", \"cpu\" or \"nvme\", not 'disk'"),
+        ({"zero_optimization": {"stage": 3, "offload_param": {"device": "disk"}}}, "my.json: zero_optimization.offload_param.device must be \"none\" or \"cpu\", not 'disk'"),
     ],
 )  # fmt: skip
 def test_a_wrong_file_gets_its_message(values, expected):

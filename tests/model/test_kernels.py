@@ -17,6 +17,7 @@ from model.kernels import (
     Backend,
     attend_reference,
     attend_sdpa,
+    attend_short,
     choose_kernel,
     connect_flash,
     connect_varlen,
@@ -58,6 +59,16 @@ def assert_equals_reference(attend, qkv, layout, tolerance=1e-5) -> None:
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 def test_sdpa_equals_reference(kv_heads, documents):
     assert_equals_reference(attend_sdpa, random_qkv(kv_heads), make_layout(documents))
+
+
+@pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+def test_products_for_short_rows_equal_reference(kv_heads, documents):
+    assert_equals_reference(attend_short, random_qkv(kv_heads), make_layout(documents))
+    in_bf16 = random_qkv(kv_heads, dtype=torch.bfloat16)
+    assert_equals_reference(attend_sdpa, in_bf16, make_layout(documents), tolerance=2e-2)
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):  # nothing here can run it: short rows in bf16 never ask for it
+        attend_sdpa(*in_bf16, layout=make_layout(documents), dropout=0.0)
 
 
 @pytest.mark.parametrize("attend", [attend_sdpa, attend_reference])

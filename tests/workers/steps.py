@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-
 from engine.build import build_engine
 from engine.checkpoint import RunState, load, save
 from engine.dist import connect
@@ -19,6 +18,20 @@ def train_all(cases: list[dict[str, Any]], steps: int) -> list[list[tuple[float,
         engine, _ = build_engine(config, world)
         curves.append(run_steps(engine, config, 0, steps))
     return curves
+
+
+def evaluate_and_save(folder: str, case: dict[str, Any], steps: int) -> tuple[float, str]:
+    """Held-out loss and the weights' digest after `steps` steps, the digest from a checkpoint loaded into a new engine."""
+    world = connect(60)
+    config = tiny_config(**case)
+    engine, _ = build_engine(config, world)
+    run_steps(engine, config, 0, steps)
+    held_out = engine.evaluate(rank_batches(99, 2, world.rank, world.size))
+    path = save(Path(folder), engine.deepspeed, RunState(step=steps), {"recipe.yaml": "x"}, world, keep_last=3)
+    again, _ = build_engine(config, world)
+    load(path, again.deepspeed, world)
+    assert again.evaluate(rank_batches(99, 2, world.rank, world.size)) == held_out
+    return held_out, str(path)
 
 
 def run_steps(engine: Any, config: Any, first: int, last: int) -> list[tuple[float, float]]:
