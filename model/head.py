@@ -72,12 +72,13 @@ def loss_and_gradient(logits_CV: Tensor, labels_C: Tensor, softcap: float | None
     """
     capped_CV = cap(logits_CV, softcap)
     log_probs_CV = torch.log_softmax(capped_CV, dim=-1, dtype=torch.float32)
-    picked_C1 = log_probs_CV.gather(1, labels_C.unsqueeze(1))
+    rows_C = torch.arange(len(labels_C), device=labels_C.device)
+    picked_C = log_probs_CV[rows_C, labels_C]
     gradient_CV = log_probs_CV.exp_().to(logits_CV.dtype)
-    gradient_CV.scatter_(1, labels_C.unsqueeze(1), torch.expm1(picked_C1).to(logits_CV.dtype))
+    gradient_CV[rows_C, labels_C] = torch.expm1(picked_C).to(logits_CV.dtype)
     if softcap is not None:
         gradient_CV *= 1 - (capped_CV / softcap).square()
-    return -picked_C1.squeeze(1), gradient_CV
+    return -picked_C, gradient_CV
 
 
 def _chunks(hidden_ND: Tensor, labels_N: Tensor, chunk_tokens: int):
