@@ -8,7 +8,7 @@ ARGS ?=
 .PHONY: train test test-fast check corpus clean
 
 train: $(VENV)/.installed corpus
-	$(BIN)/deepspeed --num_gpus 1 train.py gpt_quickstart $(ARGS)
+	$(BIN)/deepspeed --quiet --num_gpus 1 train.py gpt_quickstart $(ARGS)
 
 corpus: $(VENV)/.installed
 	$(BIN)/python -m data prepare stdlib --out $(CORPUS) --vocab-size 8192 --split-valid 0.02
