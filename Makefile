@@ -4,6 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 CORPUS := corpora/python
 ARGS ?=
+# Where it finds no GPU, DeepSpeed's launcher warns twice unless it is told.
+ifeq ($(wildcard /proc/driver/nvidia/version /dev/kfd),)
+export DS_ACCELERATOR ?= cpu
+endif
 
 .PHONY: train test test-fast check corpus clean
 

@@ -29,9 +29,10 @@ class Monitor:
         self.tokens_per_step = setup.derived.tokens_per_step
         self.flops_per_token = setup.derived.flops_per_token
         self.peak_flops = setup.peak.value * 1e12 * world.size
+        self._first_step = first_step
         self._writers: list[Any] = []
         self._line = ProgressLine(sys.stdout)
-        # A median, because the first step of a process compiles and some steps wait for the disk.
+        # Without the first step, which compiles; a median, because some steps wait for the disk.
         self._recent: deque[float] = deque(maxlen=RECENT_STEPS)
         together(lambda: self._open(folder, config, first_step) if world.is_main else None, world)
 
@@ -52,7 +53,8 @@ class Monitor:
         """Record a step that took `seconds`, data included."""
         if not self.world.is_main:
             return
-        self._recent.append(seconds)
+        if report.step > self._first_step:
+            self._recent.append(seconds)
         done = report.step + 1
         if done % self.settings.log_every_steps and done != self.steps:
             return
@@ -101,11 +103,11 @@ class Monitor:
         self._metrics.flush()
 
     def _status(self, done: int, values: dict[str, float]) -> str:
-        left = (self.steps - done) * median(self._recent)
+        left = _duration((self.steps - done) * median(self._recent)) if self._recent else "unknown"
         return (
             f"step {done:,}/{self.steps:,}  loss {values['loss']:.4f}  lr {values['lr']:.2e}  "
             f"grad {values['grad_norm']:.2f}  {values['tokens_per_second']:,.0f} tokens/s  MFU {values['mfu']:.1%}  "
-            f"{values['memory_gb']:.1f} GB  ETA {_duration(left)}"
+            f"{values['memory_gb']:.1f} GB  ETA {left}"
         )
 
 
