@@ -57,7 +57,7 @@ def parse_command_line(arguments: list[str], environ: Mapping[str, str]) -> Comm
     check_accelerate(config, environ)
     if typed.dry_run:
         raise Answered(dry_run(config, typed.ranks, environ))
-    if typed.ranks:
+    if typed.ranks is not None:
         raise ConfigError("command line: --ranks belongs to --dry-run; a training has as many ranks as are launched")
     derive(config, world_size(environ))
     return CommandLine(config, typed.recipe, typed.debug)
@@ -65,6 +65,8 @@ def parse_command_line(arguments: list[str], environ: Mapping[str, str]) -> Comm
 
 def dry_run(config: RunConfig, ranks: int | None, environ: Mapping[str, str]) -> str:
     """The plan for `ranks` GPUs, or without `ranks` for this launch on this machine."""
+    if ranks is not None and ranks < 1:
+        raise ConfigError(f"command line: --ranks {ranks}: a run has at least one rank")
     here = ranks is None and not NVIDIA_DRIVER.exists()
     device = cpu_info() if here else DeviceInfo("gpu", "a GPU with bf16", fast_bf16=True, fp16=True)
     derived = derive(config, ranks or world_size(environ))

@@ -8,6 +8,8 @@ from data.manifest import Manifest, ShardEntry, Split
 from data.shard import PREPARE_AGAIN, Shard
 from data.tokenizer import TOKENIZER_NAME, Tokenizer
 
+MOST_OPEN_FILES = 1 << 20
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -35,9 +37,10 @@ def open_dataset(folder: Path | str, split: Split = "train") -> Dataset:
     if not entries:
         raise DataError(
             f"{folder}: the {split} split is empty ({manifest.documents:,} documents in all); "
-            "prepare again with another --split-valid, or with more documents"
+            "prepare again with another --split-valid or with more documents"
+            + ("; or turn validation off: validation.every_steps=0" if split == "valid" else "")
         )
-    _allow_open_files(2 * len(entries))
+    _allow_open_files()
     return Dataset(folder, manifest, tuple(_open_shard(folder, manifest, entry) for entry in entries), split)
 
 
@@ -65,11 +68,11 @@ def _open_shard(folder: Path, manifest: Manifest, entry: ShardEntry) -> Shard:
     return shard
 
 
-def _allow_open_files(count: int) -> None:
-    """Raise the soft limit on open files: each mapped file holds one descriptor."""
+def _allow_open_files() -> None:
+    """Raise the soft limit on open files to the hard one: each mapped `.bin` and `.idx` holds one descriptor."""
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < count + 256:
-        wanted = count + 256 if hard == resource.RLIM_INFINITY else min(hard, count + 256)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+    wanted = MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

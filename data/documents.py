@@ -106,14 +106,22 @@ def read_parquet(unit: Unit, options: ReadOptions, advance: Advance) -> Iterator
     """The text column of the row groups from start to stop, batch by batch."""
     import pyarrow.parquet
 
-    with pyarrow.parquet.ParquetFile(unit.paths[0]) as file:
+    path = unit.paths[0]
+    with pyarrow.parquet.ParquetFile(path) as file:
         for group in range(unit.start, unit.stop):
             rows = file.metadata.row_group(group).num_rows
             share = unit.size / (unit.stop - unit.start) / max(1, rows)
-            for batch in file.iter_batches(batch_size=256, row_groups=[group], columns=[options.text_field]):
-                for text in batch.column(0).to_pylist():
+            batches = file.iter_batches(batch_size=256, row_groups=[group], columns=[options.text_field])
+            while True:
+                try:
+                    texts = next(batches).column(0).to_pylist()
+                except StopIteration:
+                    break
+                except (pyarrow.ArrowException, OSError) as error:
+                    raise DataError(f"{path}: row group {group} is damaged ({error}); copy the file again") from error
+                for text in texts:
                     yield Document(text) if text is not None else Document("", "no text")
-                advance(int(share * batch.num_rows))
+                advance(int(share * len(texts)))
 
 
 def read_python(unit: Unit, options: ReadOptions, advance: Advance) -> Iterator[Document]:

@@ -15,6 +15,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from config import DataError
+from data.manifest import Split
 
 
 class TokenFile(Protocol):
@@ -33,6 +34,12 @@ class TokenFile(Protocol):
         """Byte position of each document, ascending. May be unaligned, so that only single elements are cheap."""
 
 
+REMEDIES = {
+    "train": "prepare more text",
+    "valid": "prepare again with a larger --split-valid, set validation.every_steps=0",
+}
+
+
 class Rows:
     """Spans of S = T + 1 tokens in the shards of datasets.
 
@@ -40,7 +47,9 @@ class Rows:
     Raises DataError if a dataset has no whole row.
     """
 
-    def __init__(self, datasets: Sequence[Sequence[TokenFile]], row_length: int, vocab_size: int) -> None:
+    def __init__(
+        self, datasets: Sequence[Sequence[TokenFile]], row_length: int, vocab_size: int, split: Split = "train"
+    ) -> None:
         self.row_length = row_length
         self._vocab_size = vocab_size
         self._shards = [shard for shards in datasets for shard in shards]
@@ -56,8 +65,8 @@ class Rows:
         for name, tokens, count in zip(self.names, tokens_K, self.count_K, strict=True):
             if count < 1:
                 raise DataError(
-                    f"{name}: {tokens:,} tokens, but a row takes data.row_length + 1 = "
-                    f"{row_length + 1:,}; prepare more text or lower data.row_length"
+                    f"{name}: its {split} split has {tokens:,} tokens, but a row takes data.row_length + 1 = "
+                    f"{row_length + 1:,}; {REMEDIES[split]}, or lower data.row_length"
                 )
 
     def locate(self, dataset_N: NDArray[np.int64], row_N: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -156,8 +156,12 @@ def _system_errors_explained(options: PrepareOptions) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             path = Path(error.filename or options.out)
-            ours = path.is_relative_to(options.out) or options.out.is_relative_to(path)
-            where = f"--out {options.out}: cannot be written, choose another folder" if ours else error.filename
+            ours = error.filename and (path.is_relative_to(options.out) or options.out.is_relative_to(path))
+            where = (
+                f"--out {options.out}: cannot be written, choose another folder"
+                if ours
+                else error.filename or "a source"
+            )
             raise DataError(f"{where}: {error.strerror or error}") from error
         free = shutil.disk_usage(options.out).free
         written = sum(path.stat().st_size for path in options.out.rglob("*") if path.is_file())

@@ -12,7 +12,7 @@ from config import DataError
 from data.documents import LONGEST_DOCUMENT, ReadOptions, Unit
 from data.hub import PREFIX as HUB
 from data.hub import parse, shard_count
-from data.manifest import MANIFEST_NAME, PARTIAL, SourceEntry
+from data.manifest import MANIFEST_NAME, PARTIAL, Manifest, SourceEntry
 from data.stdlib import python_files
 
 STDLIB = "stdlib"
@@ -84,9 +84,16 @@ def _find(name: str, options: ReadOptions) -> tuple[list[_File], dict[str, int]]
 
 
 def _walk(folder: Path, options: ReadOptions) -> tuple[list[_File], dict[str, int]]:
-    files, skipped = [], Counter[str]()
-    for parent, folders, names in os.walk(folder):
-        if PARTIAL in folders or MANIFEST_NAME in names:  # a dataset prepared inside its own source
+    files, skipped, seen = [], Counter[str](), set[tuple[int, int]]()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        status = os.stat(parent)
+        if (status.st_dev, status.st_ino) in seen:  # links that form a circle, or lead twice to one folder
+            skipped["linked folder read already"] += 1
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        if PARTIAL in folders or _is_prepared(Path(parent, MANIFEST_NAME)):
+            skipped["prepared dataset"] += 1
             folders.clear()
             continue
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__pycache__")
@@ -101,6 +108,17 @@ def _walk(folder: Path, options: ReadOptions) -> tuple[list[_File], dict[str, in
         others = ", ".join(f"{suffix} {count}" for suffix, count in skipped.most_common(5))
         raise DataError(f"{folder}: no file of a known kind in this folder ({others or 'it is empty'})")
     return files, dict(skipped)
+
+
+def _is_prepared(manifest: Path) -> bool:
+    """Whether a folder is a dataset of ours, prepared inside its own source. Other programs have manifests too."""
+    if not manifest.is_file():
+        return False
+    try:
+        Manifest.load(manifest.parent)
+    except DataError:
+        return False
+    return True
 
 
 def _kind(path: Path, options: ReadOptions) -> str | None:

@@ -24,7 +24,7 @@ def open_validation(
     `open_stream`.
     """
     datasets = open_datasets(data, "valid")
-    table = Rows([dataset.shards for dataset in datasets], data.row_length, vocab_size)
+    table = Rows([dataset.shards for dataset in datasets], data.row_length, vocab_size, "valid")
     shares = Blend([dataset.weight for dataset in data.datasets]).counts(rows)
     addresses = []
     for number, (dataset, count) in enumerate(zip(datasets, table.count_K.tolist(), strict=True)):

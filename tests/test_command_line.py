@@ -68,3 +68,9 @@ def test_breakpoint_works_under_debug(recipe):
 def test_debug_refuses_several_ranks(recipe):
     result = train(recipe, "--debug", RANK="0", WORLD_SIZE="2", LOCAL_RANK="0", MASTER_ADDR="x", MASTER_PORT="1")
     assert result.returncode == 2 and "--debug runs one process, not 2" in result.stderr
+
+
+@pytest.mark.parametrize("ranks", ["0", "-2"])
+def test_a_plan_for_no_ranks_is_refused(ranks):
+    result = train("gpt_debug", "--dry-run", f"--ranks={ranks}")
+    assert result.returncode == 2 and "a run has at least one rank" in result.stderr

@@ -109,5 +109,5 @@ def test_token_outside_the_vocabulary(dtype, bad, shown, lengths, position):
 
 
 def test_dataset_shorter_than_a_row():
-    with pytest.raises(DataError, match=r"corpus: 10 tokens, .* = 11; .* lower data.row_length"):
+    with pytest.raises(DataError, match=r"corpus: its train split has 10 tokens, .* = 11; .* lower data.row_length"):
         Rows([make_shards([[10]])], 10, vocab_size=100)
