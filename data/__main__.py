@@ -54,7 +54,13 @@ def _add_prepare(prepare: argparse.ArgumentParser) -> None:
         help="use this one: a tokenizer.json, a folder with it or with GPT-2's two files, a .tiktoken file, or 'bytes'",
     )
     add("--sample-mb", type=_positive, default=64, metavar="M", help="MiB of text to train it on (default 64)")
-    add("--split-valid", type=_fraction, default=0.005, metavar="F", help="share of documents held out (default 0.005)")
+    held_out = prepare.add_mutually_exclusive_group()
+    held_out.add_argument(
+        "--split-valid", type=_fraction, default=0.005, metavar="F", help="share of documents held out (default 0.005)"
+    )
+    held_out.add_argument(
+        "--split-valid-tail", type=_fraction, metavar="F", help="hold out the last share of each document's characters"
+    )
     add("--normalise", choices=("nfc", "nfkc", "none"), default="nfc", help="Unicode form (default nfc)")
     add("--text-field", default="text", metavar="NAME", help="field or column with the text (default text)")
     add(
@@ -82,7 +88,8 @@ def _prepare(options: argparse.Namespace) -> int:
             vocab_size=options.vocab_size,
             tokenizer=options.tokenizer,
             sample_mb=options.sample_mb,
-            split_valid=options.split_valid,
+            split_valid=options.split_valid if options.split_valid_tail is None else options.split_valid_tail,
+            valid_tail=options.split_valid_tail is not None,
             normalise=options.normalise,
             keep_duplicates=options.keep_duplicates,
             read=ReadOptions(options.text_field, options.txt_documents, options.skip_bad_lines),

@@ -36,7 +36,7 @@ class TokenFile(Protocol):
 
 REMEDIES = {
     "train": "prepare more text",
-    "valid": "prepare again with a larger --split-valid, set validation.every_steps=0",
+    "valid": "prepare again with a larger --split-valid (or --split-valid-tail), set validation.every_steps=0",
 }
 
 

@@ -121,7 +121,8 @@ def _write_units(
     some = units[:: -(-len(units) // CHECK_UNITS)]
     encoder = choose_encoder(tokenizer, sample_texts(some, options.read, options.normalise, CHECK_BYTES))
     say(f"encoder: {encoder}")
-    job = Job(folder, options.read, options.normalise, options.split_valid, tokenizer.spec, encoder.value)
+    held_out = options.split_valid, options.valid_tail
+    job = Job(folder, options.read, options.normalise, *held_out, tokenizer.spec, encoder.value)
     total = sum(unit.size for unit in units) if all(unit.size for unit in units) else 0
     done = sum(unit.size for unit in units) - sum(unit.size for unit in todo.values())
     started = time.monotonic()

@@ -30,6 +30,8 @@ class PrepareOptions:
     tokenizer: str | None = None
     sample_mb: int = 64
     split_valid: float = 0.005
+    valid_tail: bool = False
+    """Hold out the last `split_valid` of each document, not whole documents."""
     normalise: Normalisation = "nfc"
     keep_duplicates: bool = False
     read: ReadOptions = field(default_factory=ReadOptions)
@@ -52,7 +54,7 @@ def settings(options: PrepareOptions, loaded: Tokenizer | None) -> dict[str, Any
         tokenizer = {"tokenizer": "trained", "vocab_size": options.vocab_size, "sample_mb": options.sample_mb}
     return {
         **tokenizer,
-        "split_valid": options.split_valid,
+        "split_valid": f"last {options.split_valid:g}" if options.valid_tail else options.split_valid,
         "normalise": options.normalise,
         "keep_duplicates": options.keep_duplicates,
         "text_field": options.read.text_field,

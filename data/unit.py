@@ -26,6 +26,7 @@ class Job:
     options: ReadOptions
     normalise: Normalisation
     split_valid: float
+    valid_tail: bool
     tokenizer: str
     """Content of the tokenizer.json."""
     encoder: EncoderName
@@ -75,16 +76,15 @@ def write_unit(number: int, unit: Unit, job: Job, encoding: tuple[Encoder, int, 
     dropped = Counter[str]()
     with ExitStack() as files:
         for text in _kept(unit, job, advance, dropped):
-            encoded = text.encode()
-            hashed = document_hash(encoded)
-            split: Split = "valid" if is_valid(hashed, job.split_valid) else "train"
-            if split not in parts:
-                parts[split] = _Part(files.enter_context(ShardWriter(job.folder / f"{split}-{number:05}", dtype)))
-            ids = encode(text)
-            ids.append(eod_id)
-            parts[split].writer.add(ids)
-            parts[split].hashes.append(hashed)
-            parts[split].text_bytes.append(len(encoded))
+            hashed = document_hash(text.encode())
+            for split, piece in _divide(text, hashed, job):
+                if split not in parts:
+                    parts[split] = _Part(files.enter_context(ShardWriter(job.folder / f"{split}-{number:05}", dtype)))
+                ids = encode(piece)
+                ids.append(eod_id)
+                parts[split].writer.add(ids)
+                parts[split].hashes.append(hashed)
+                parts[split].text_bytes.append(len(piece.encode()))
     entries = {split: _finish_part(part) for split, part in parts.items()}
     write_atomically(result_path(job.folder, number), UnitResult(shards=entries, dropped=dropped).model_dump_json())
 
@@ -96,6 +96,18 @@ def _kept(unit: Unit, job: Job, advance: Advance, dropped: Counter[str]) -> Iter
             yield text
         else:
             dropped[document.problem or "empty"] += 1
+
+
+def _divide(text: str, hashed: int, job: Job) -> Iterator[tuple[Split, str]]:
+    """The pieces of a document by split: a property of its text alone, whatever else is prepared with it."""
+    if not job.valid_tail:
+        yield ("valid" if is_valid(hashed, job.split_valid) else "train"), text
+        return
+    cut = int(len(text) * (1 - job.split_valid))
+    if text[:cut]:
+        yield "train", text[:cut]
+    if text[cut:]:
+        yield "valid", text[cut:]
 
 
 def _finish_part(part: _Part) -> ShardEntry:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from data.__main__ import main
+from data.dataset import open_dataset
 from data.progress import in_bytes
 from data.report import histogram
 
@@ -44,6 +45,15 @@ def test_prepare_inspect_verify(corpus, capsys):
     assert shown.count("first tokens: ") == 2
     assert main(["verify", str(out)]) == 0
     assert capsys.readouterr().out.startswith("intact: 2 shards")
+
+
+def test_the_tail_of_a_text_file_is_held_out(tmp_path):
+    (tmp_path / "a.txt").write_text("0123456789" * 10)
+    arguments = ["prepare", str(tmp_path / "a.txt"), "--out", str(tmp_path / "out"), "--tokenizer", "bytes"]
+    assert main([*arguments, "--split-valid-tail", "0.25"]) == 0
+    splits = {split: open_dataset(tmp_path / "out", split).shards[0].tokens for split in ("train", "valid")}
+    assert bytes(splits["train"][:-1].tolist()) == (b"0123456789" * 10)[:75]
+    assert bytes(splits["valid"][:-1].tolist()) == (b"0123456789" * 10)[75:]
 
 
 def test_verify_exits_with_1_for_damage(corpus, capsys):

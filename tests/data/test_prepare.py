@@ -108,6 +108,19 @@ def test_every_document_is_in_one_split_in_order(corpus, tmp_path):
     assert not (tmp_path / "out" / ".partial").exists()
 
 
+def test_the_tail_of_each_document_is_held_out(tmp_path):
+    given = ["naïve " * 200 + "tail", "x", "naïve " * 200 + "tail"]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in given))
+    manifest, _ = run(tmp_path / "a.jsonl", out=tmp_path / "out", valid_tail=True)
+    cut = int(len(given[0]) * 0.9)
+    assert texts(tmp_path / "out") == [given[0][:cut]]
+    assert texts(tmp_path / "out", "valid") == [given[0][cut:], "x"]
+    assert manifest.dropped == {"duplicate": 2}
+    assert manifest.text_bytes == len((given[0] + "x").encode())
+    with pytest.raises(DataError, match=r"split_valid last 0\.1 -> 0\.1"):
+        run(tmp_path / "a.jsonl", out=tmp_path / "out")
+
+
 def test_the_files_are_the_same_for_any_number_of_workers(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(data.workers, "WORTH_A_WORKER", 1)
     for workers in (1, 2):
