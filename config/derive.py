@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from config.errors import ConfigError
-from config.schema import GPTConfig, RunConfig
+from config.gpt_schema import GPTConfig
+from config.schema import RunConfig
 
 FLOPS_CONVENTION = "6 x weights in matrix products, with the head, without the embedding; + 12 L H E T"
 

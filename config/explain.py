@@ -89,7 +89,7 @@ def _missing(path: KeyPath, parents: list[type[BaseModel]]) -> str:
 
 def _wrong_value(error: Any) -> str:
     kind, value = error["type"], error["input"]
-    if kind == "model_type":
+    if kind in ("model_type", "model_attributes_type"):
         hint = "; put a space after the colon" if isinstance(value, str) and ":" in value else ""
         return f"expected a section of settings, not {_show(value)}{hint}"
     if kind == "too_short":

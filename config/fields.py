@@ -1,7 +1,7 @@
 """Walk the schema: which sections hold which settings."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -33,20 +33,24 @@ def all_settings(schema: type[BaseModel], prefix: tuple[str, ...] = ()) -> Itera
             yield from all_settings(section, (*prefix, name))
 
 
+def _tags(section: type[BaseModel]) -> list[Any]:
+    """Values by which a union may tell the section from its other members."""
+    literals = [get_args(f.annotation) for f in section.model_fields.values() if get_origin(f.annotation) is Literal]
+    return [values[0] for values in literals if len(values) == 1]
+
+
 def field_names(sections: Iterable[type[BaseModel]]) -> list[str]:
     return list(dict.fromkeys(name for section in sections for name in section.model_fields))
 
 
 def resolve(schema: type[BaseModel], location: KeyPath) -> tuple[KeyPath, list[type[BaseModel]]]:
-    """A pydantic error location without the family names that unions put into it, and the sections that its last
+    """A pydantic error location without the tags (a model's family) that unions put into it, and the sections that its last
     part may belong to (empty if the location leads nowhere)."""
     path: list[str | int] = []
     parents: list[type[BaseModel]] = [schema]
     here = parents
     for part in location:
-        tagged = [
-            s for s in here if "family" in s.model_fields and part in get_args(s.model_fields["family"].annotation)
-        ]
+        tagged = [section for section in here if part in _tags(section)]
         if len(here) > 1 and tagged:
             here = tagged
             continue

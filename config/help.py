@@ -8,10 +8,11 @@ from pydantic.fields import FieldInfo
 
 from config.fields import sections_in
 from config.load import RECIPES, recipe_names
-from config.schema import GPT_PRESETS, RunConfig
+from config.model_schema import FAMILIES
+from config.schema import RunConfig
 
 WIDTH, NAME_WIDTH = 100, 24
-BY_PRESET = {name for preset in GPT_PRESETS.values() for name in preset}
+BY_PRESET = {name for family in FAMILIES for preset in family.PRESETS.values() for name in preset}
 TYPES = {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "null"}
 BOUNDS = {"gt": ">", "ge": ">=", "le": "<="}
 

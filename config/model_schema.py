@@ -1,113 +1,23 @@
-"""Settings of the model families."""
+"""The model families as one type."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field
 
-from config.section import Fraction, PositiveFloat, PositiveInt, Section
+from config.bert_schema import BertConfig
+from config.gpt_schema import GPTConfig
+from config.t5_schema import T5Config
+from config.transformer_schema import TransformerConfig
 
-GPT_PRESETS: dict[str, dict[str, Any]] = {
-    "gpt2": dict(
-        position="learned", norm="layernorm", norm_eps=1e-5, activation="gelu_tanh", bias=True, qk_norm=False,
-        tied_embeddings=True,
-    ),
-    "llama": dict(
-        position="rotary", norm="rmsnorm", norm_eps=1e-5, activation="swiglu", bias=False, qk_norm=False,
-        tied_embeddings=False,
-    ),
-    "qwen3": dict(
-        position="rotary", norm="rmsnorm", norm_eps=1e-6, activation="swiglu", bias=False, qk_norm=True,
-        tied_embeddings=False, rope_theta=1e6,
-    ),
-}  # fmt: skip
+FAMILIES: tuple[type[TransformerConfig], ...] = (GPTConfig, BertConfig, T5Config)
 
 
-class GPTConfig(Section):
-    """Decoder-only Transformer. A preset fills the architecture; every field can still be set by itself."""
-
-    family: Literal["gpt"] = "gpt"
-    """Model family."""
-    preset: Literal["gpt2", "llama", "qwen3"] = "llama"
-    """Architecture whose defaults fill the fields below that the recipe leaves out."""
-    vocab_size: PositiveInt
-    """Rows of the embedding table, at least the tokenizer's size. A multiple of 64 is fastest."""
-    num_layers: PositiveInt
-    """Number of blocks."""
-    hidden_size: PositiveInt
-    """Width D of the residual stream."""
-    num_heads: PositiveInt
-    """Query heads H."""
-    num_kv_heads: PositiveInt | None = None
-    """Key and value heads K; fewer than num_heads is grouped-query attention. Default: num_heads."""
-    head_size: PositiveInt | None = None
-    """Width E of one head. Default: hidden_size / num_heads."""
-    ffn_size: PositiveInt | None = None
-    """Width F of the feed-forward layer. Default: 4 x hidden_size, or 8/3 x hidden_size rounded up to 64 when gated."""
-    max_positions: PositiveInt = 1024
-    """Longest row, in tokens. The size of the table when positions are learned."""
-    position: Literal["learned", "rotary"] = "rotary"
-    """Position information: a learned table added to the embedding, or rotary (RoPE) on queries and keys."""
-    rope_theta: PositiveFloat = 10000.0
-    """Base of the rotary frequencies."""
-    norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
-    """Normalisation before attention and feed-forward and before the head."""
-    norm_eps: PositiveFloat = 1e-5
-    """Added to the variance inside the normalisation."""
-    activation: Literal["gelu", "gelu_tanh", "swiglu", "relu2"] = "swiglu"
-    """Feed-forward activation: exact GELU, its tanh form, gated SiLU (SwiGLU), or squared ReLU."""
-    bias: bool = False
-    """Biases in the linear layers and LayerNorms."""
-    qk_norm: bool = False
-    """RMSNorm on each head's queries and keys, before rotary."""
-    tied_embeddings: bool = False
-    """The head shares the embedding's weights."""
-    logit_softcap: PositiveFloat | None = None
-    """Soft limit c on logits: c * tanh(logits / c)."""
-    dropout: Fraction = 0.0
-    """Dropout probability on the embedding, attention weights and residual branches."""
-    init_std: PositiveFloat = 0.02
-    """Standard deviation of the initial weights."""
-    zero_init_outputs: bool = False
-    """Start each residual branch's output projection at zero instead of init_std / sqrt(2 x num_layers)."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_from_preset(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        preset = values.get("preset", "llama")
-        return {**GPT_PRESETS.get(preset, {}), **values} if isinstance(preset, str) else values
-
-    @model_validator(mode="after")
-    def _check_shape(self) -> "GPTConfig":
-        if self.head_size is None and self.hidden_size % self.num_heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}: "
-                "change one of them or set head_size"
-            )
-        if self.num_heads % self.kv_heads:
-            raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
-        if self.position == "rotary" and self.head_width % 2:
-            raise ValueError(f"rotary positions need an even head_size, not {self.head_width}")
-        return self
-
-    @property
-    def kv_heads(self) -> int:
-        return self.num_kv_heads or self.num_heads
-
-    @property
-    def head_width(self) -> int:
-        return self.head_size or self.hidden_size // self.num_heads
-
-    @property
-    def gated(self) -> bool:
-        return self.activation == "swiglu"
-
-    @property
-    def ffn_width(self) -> int:
-        if self.ffn_size:
-            return self.ffn_size
-        return -(-self.hidden_size * 8 // 3 // 64) * 64 if self.gated else 4 * self.hidden_size
+def _default_family(values: Any) -> Any:
+    return {"family": "gpt", **values} if isinstance(values, dict) else values
 
 
-ModelConfig = Annotated[GPTConfig, Field(description="Model, by family.")]
+ModelConfig = Annotated[
+    GPTConfig | BertConfig | T5Config,
+    Field(discriminator="family", description="Model, by family; gpt if the recipe names none."),
+    BeforeValidator(_default_family),
+]

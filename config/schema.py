@@ -7,10 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from config.model_schema import GPT_PRESETS, GPTConfig, ModelConfig
+from config.model_schema import ModelConfig
 from config.section import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
-
-__all__ = ["GPT_PRESETS", "GPTConfig", "ModelConfig", "RunConfig", "Section"]
 
 
 class RunSection(Section):

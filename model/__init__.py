@@ -1,20 +1,24 @@
 """Floor 1: tensors in, tensors out. Knows config, and nothing of data, DeepSpeed or files of a run."""
 
+from model.build import Model, build, compile_blocks
 from model.convert import load_hf, save_hf
 from model.generation import Generation, generate
-from model.gpt import GPT, build, compile_blocks
+from model.gpt import GPT
 from model.head import IGNORE, Loss
 from model.init import init_weights, initial_weight
 from model.kernels import Kernel, choose_kernel
 from model.layout import Layout
+from model.spec import AttentionSpec
 
 __all__ = [
     "GPT",
     "IGNORE",
+    "AttentionSpec",
     "Generation",
     "Kernel",
     "Layout",
     "Loss",
+    "Model",
     "build",
     "choose_kernel",
     "compile_blocks",

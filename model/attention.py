@@ -5,16 +5,17 @@ Letters: B rows, T row length, D width, H query heads, K key-value heads, E head
 
 from torch import Tensor, nn
 
-from config import GPTConfig
+from config import TransformerConfig
 from model.cache import LayerCache
 from model.kernels import Kernel
 from model.layout import Layout
 from model.norm import RMSNorm
 from model.position import Rotary, rotate
+from model.spec import AttentionSpec
 
 
 class Attention(nn.Module):
-    def __init__(self, config: GPTConfig, kernel: Kernel):
+    def __init__(self, config: TransformerConfig, kernel: Kernel, spec: AttentionSpec):
         super().__init__()
         width, self.head_size = config.hidden_size, config.head_width
         self.q_proj = nn.Linear(width, config.num_heads * self.head_size, bias=config.bias)
@@ -25,9 +26,17 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(self.head_size, eps=config.norm_eps) if config.qk_norm else nn.Identity()
         self.dropout = config.dropout
         self.kernel = kernel
+        self.spec = spec
 
-    def forward(self, x_BTD: Tensor, rotary: Rotary | None, layout: Layout | None, cache: LayerCache | None) -> Tensor:
-        """Attention output [B, T, D]; a token sees itself and the tokens before it in its document."""
+    def forward(
+        self,
+        x_BTD: Tensor,
+        rotary: Rotary | None = None,
+        layout: Layout | None = None,
+        cache: LayerCache | None = None,
+        bias_HTS: Tensor | None = None,
+    ) -> Tensor:
+        """Attention output [B, T, D]; a token sees the tokens of its document that the spec lets it see."""
         by_head = (*x_BTD.shape[:2], -1, self.head_size)
         v_BTKE = self.v_proj(x_BTD).view(by_head)
         q_BTHE = self.q_norm(self.q_proj(x_BTD).view(by_head))
@@ -38,5 +47,7 @@ class Attention(nn.Module):
         if cache is not None:
             k_BTKE, v_BTKE = cache.append(k_BTKE, v_BTKE)
         dropout = self.dropout if self.training else 0.0
-        out_BTHE = self.kernel.attend(q_BTHE, k_BTKE, v_BTKE, layout=layout, dropout=dropout)
+        out_BTHE = self.kernel.attend(
+            q_BTHE, k_BTKE, v_BTKE, spec=self.spec, layout=layout, dropout=dropout, bias_HTS=bias_HTS
+        )
         return self.output_proj(out_BTHE.flatten(2))

@@ -1,4 +1,4 @@
-"""One pre-norm Transformer block.
+"""One Transformer block.
 
 Letters: B rows, T row length, D width, F feed-forward width.
 """
@@ -6,31 +6,37 @@ Letters: B rows, T row length, D width, F feed-forward width.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from config import GPTConfig
+from config import TransformerConfig
 from model.attention import Attention
 from model.cache import LayerCache
 from model.kernels import Kernel
 from model.layout import Layout
 from model.norm import make_norm
 from model.position import Rotary
+from model.spec import AttentionSpec
 
 
 def activate(x: Tensor, name: str) -> Tensor:
-    """Feed-forward activation. SwiGLU: Shazeer 2020, arXiv:2002.05202; squared ReLU: So et al. 2021, arXiv:2109.08668."""
+    """Feed-forward activation, of the gate if there is one (Shazeer 2020, arXiv:2002.05202).
+
+    Squared ReLU: So et al. 2021, arXiv:2109.08668.
+    """
     match name:
-        case "gelu":
+        case "gelu" | "geglu":
             return F.gelu(x)
-        case "gelu_tanh":
+        case "gelu_tanh" | "geglu_tanh":
             return F.gelu(x, approximate="tanh")
         case "swiglu":
             return F.silu(x)
+        case "relu":
+            return F.relu(x)
         case "relu2":
             return F.relu(x).square()
     raise AssertionError(f"unknown activation {name}")
 
 
 class FeedForward(nn.Module):
-    def __init__(self, config: GPTConfig):
+    def __init__(self, config: TransformerConfig):
         super().__init__()
         self.activation = config.activation
         self.gate_proj = nn.Linear(config.hidden_size, config.ffn_width, bias=config.bias) if config.gated else None
@@ -45,12 +51,12 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + feed_forward(norm(x)), with dropout on both branches."""
+    """Pre-norm: x + attention(norm(x)), then x + feed_forward(norm(x)), with dropout on both branches."""
 
-    def __init__(self, config: GPTConfig, kernel: Kernel):
+    def __init__(self, config: TransformerConfig, kernel: Kernel, spec: AttentionSpec):
         super().__init__()
         self.attention_norm = make_norm(config)
-        self.attention = Attention(config, kernel)
+        self.attention = Attention(config, kernel, spec)
         self.feed_forward_norm = make_norm(config)
         self.feed_forward = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
@@ -61,6 +67,7 @@ class Block(nn.Module):
         rotary: Rotary | None = None,
         layout: Layout | None = None,
         cache: LayerCache | None = None,
+        bias_HTS: Tensor | None = None,
     ) -> Tensor:
-        x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), rotary, layout, cache))
+        x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), rotary, layout, cache, bias_HTS))
         return x_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from config import CheckpointError, GPTConfig
-from model.gpt import build
+from model.build import build
 from model.hf_config import architecture, from_hf_config, to_hf_config
 
 StateDict = dict[str, Tensor]

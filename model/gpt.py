@@ -1,22 +1,21 @@
-"""The GPT family: token embedding, blocks, norm, head. GPT-2, Llama and Qwen3 are settings of it.
+"""The GPT family: token embedding, blocks, norm, head. GPT-2, Llama, Qwen3 and Mistral are settings of it.
 
 Letters: B rows, T row length, D width, V vocabulary.
 """
-
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from config import Choice, GPTConfig
+from config import GPTConfig
 from model.block import Block
 from model.cache import KVCache
 from model.head import Head, Loss
-from model.kernels import Kernel, choose_kernel
+from model.kernels import Kernel
 from model.layout import Layout
 from model.norm import make_norm
 from model.position import Rotary, rotary_table
+from model.spec import AttentionSpec
 
 
 class GPT(nn.Module):
@@ -29,7 +28,8 @@ class GPT(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.embed_positions = nn.Embedding(config.max_positions, config.hidden_size) if learned else None
         self.embed_dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config, kernel) for _ in range(config.num_layers))
+        self.spec = AttentionSpec(window=config.sliding_window, softcap=config.attention_softcap)
+        self.blocks = nn.ModuleList(Block(config, kernel, self.spec) for _ in range(config.num_layers))
         self.final_norm = make_norm(config)
         tied_weight = self.embed_tokens.weight if config.tied_embeddings else None
         self.lm_head = Head(config, chunk_tokens=loss_chunk_tokens, weight_VD=tied_weight)
@@ -49,7 +49,7 @@ class GPT(nn.Module):
         x_BTD = self._embed(tokens_BT, positions)
         rotary = self._rotary(positions)
         if layout is not None and self.kernel.dense_mask:
-            layout = layout.with_mask()
+            layout = layout.with_mask(self.spec)
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
         for i, block in enumerate(self.blocks):
             if recompute:
@@ -82,33 +82,3 @@ class GPT(nn.Module):
         if self.config.position != "rotary":
             return None
         return rotary_table(positions, self.config.head_width, self.config.rope_theta)
-
-
-def build(
-    config: GPTConfig,
-    *,
-    kernel: Choice[Kernel] | str = "auto",
-    loss_chunk_tokens: int = 1024,
-    activation_checkpointing: bool = False,
-) -> GPT:
-    """A GPT on the default device in the default dtype. Its weights still have to be filled (`init_weights` or a file).
-
-    `kernel` is what `choose_kernel` returned, or a name from which it chooses for the default device and dtype.
-    Raises ConfigError when a kernel asked for by name cannot work.
-    """
-    if isinstance(kernel, str):
-        device, dtype = torch.get_default_device(), torch.get_default_dtype()
-        kernel = choose_kernel(config, device, dtype, document_masking=True, wanted=kernel)
-    return GPT(
-        config,
-        kernel.value,
-        loss_chunk_tokens=loss_chunk_tokens,
-        activation_checkpointing=activation_checkpointing,
-    )
-
-
-def compile_blocks(model: GPT, **options: Any) -> None:
-    """torch.compile each block and the loss in place: names in the state dict stay, and all blocks share one compilation."""
-    for block in model.blocks:
-        block.compile(**options)
-    model.lm_head.compile_chunks(**options)

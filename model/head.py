@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from config import GPTConfig
+from config import TransformerConfig
 
 IGNORE = -100
 """Label of a position where nothing is predicted."""
@@ -30,7 +30,7 @@ class Loss(NamedTuple):
 class Head(nn.Module):
     """Logits h W^T, soft-capped if the config says so, and their cross-entropy."""
 
-    def __init__(self, config: GPTConfig, *, chunk_tokens: int, weight_VD: Tensor | None = None):
+    def __init__(self, config: TransformerConfig, *, chunk_tokens: int, weight_VD: Tensor | None = None):
         """`weight_VD` is the embedding's when the two are tied."""
         super().__init__()
         self.softcap = config.logit_softcap

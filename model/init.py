@@ -6,12 +6,12 @@ import math
 import torch
 from torch import Tensor, nn
 
-from config import GPTConfig
+from config import TransformerConfig
 
 OUTPUTS = ("output_proj.weight", "down_proj.weight")
 
 
-def initial_weight(name: str, shape: torch.Size | tuple[int, ...], config: GPTConfig, seed: int) -> Tensor:
+def initial_weight(name: str, shape: torch.Size | tuple[int, ...], config: TransformerConfig, seed: int) -> Tensor:
     """Initial value, float32 on the CPU, a function of the seed and the parameter's name alone.
 
     | weight                                     | value                                                             |
@@ -38,7 +38,7 @@ def initial_weight(name: str, shape: torch.Size | tuple[int, ...], config: GPTCo
 
 
 @torch.no_grad()
-def init_weights(model: nn.Module, config: GPTConfig, seed: int) -> None:
+def init_weights(model: nn.Module, config: TransformerConfig, seed: int) -> None:
     """Fill every parameter in place. Parameters partitioned by ZeRO-3 have to be gathered by the caller."""
     for name, parameter in model.named_parameters():
         parameter.copy_(initial_weight(name, parameter.shape, config, seed))

@@ -14,13 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from config import Choice, ConfigError, GPTConfig
-from model.layout import Layout
+from config import Choice, ConfigError, TransformerConfig
+from model.layout import Layout, visible_keys
+from model.spec import AttentionSpec
 
 Attend = Callable[..., Tensor]
-"""attend(q_BTHE, k_BSKE, v_BSKE, *, layout, dropout) -> [B, T, H, E], in the dtype of v.
+"""attend(q_BTHE, k_BSKE, v_BSKE, *, spec, layout, dropout, bias_HTS=None) -> [B, T, H, E], in the dtype of v.
 
-Causal. Either S = T, or one query (T = 1) after S - 1 cached keys and no layout.
+Self-attention: S = T, or one query (T = 1) after S - 1 cached keys and no layout. `bias_HTS` is added to the scaled scores.
 """
 
 SHORT_ROW = 512
@@ -41,43 +42,75 @@ class Kernel:
 
 
 def attend_reference(
-    q_BTHE: Tensor, k_BSKE: Tensor, v_BSKE: Tensor, *, layout: Layout | None, dropout: float
+    q_BTHE: Tensor,
+    k_BSKE: Tensor,
+    v_BSKE: Tensor,
+    *,
+    spec: AttentionSpec,
+    layout: Layout | None,
+    dropout: float,
+    bias_HTS: Tensor | None = None,
 ) -> Tensor:
-    """softmax(q k^T / sqrt(E)) v in float32, written out: the truth for the other kernels."""
+    """The spec's formula in float32, written out: the truth for the other kernels."""
     q, k, v = (x.transpose(1, 2).float() for x in (q_BTHE, k_BSKE, v_BSKE))
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    scores_BHTS = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+    scores_BHTS = q @ k.transpose(-2, -1) * (spec.scale or q.shape[-1] ** -0.5)
+    if bias_HTS is not None:
+        scores_BHTS = scores_BHTS + bias_HTS
+    if spec.softcap is not None:
+        scores_BHTS = spec.softcap * torch.tanh(scores_BHTS / spec.softcap)
     visible = None if layout is None else layout.mask_B1TT
     if visible is None:
-        queries, keys = scores_BHTS.shape[-2:]
-        visible = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
+        visible = visible_keys(spec, q.shape[2], k.shape[2], q.device)
     weights_BHTS = scores_BHTS.masked_fill(~visible, -torch.inf).softmax(-1)
     out_BHTE = F.dropout(weights_BHTS, dropout) @ v
     return out_BHTE.transpose(1, 2).to(v_BSKE.dtype)
 
 
-def attend_sdpa(q_BTHE: Tensor, k_BSKE: Tensor, v_BSKE: Tensor, *, layout: Layout | None, dropout: float) -> Tensor:
+def attend_sdpa(
+    q_BTHE: Tensor,
+    k_BSKE: Tensor,
+    v_BSKE: Tensor,
+    *,
+    spec: AttentionSpec,
+    layout: Layout | None,
+    dropout: float,
+    bias_HTS: Tensor | None = None,
+) -> Tensor:
     """PyTorch's scaled_dot_product_attention: its causal flash path for whole rows, a dense mask for documents.
 
     Short rows in bf16 on a CPU, where its backward pass is slow, are computed by `attend_short` instead.
     """
-    if v_BSKE.dtype == torch.bfloat16 and q_BTHE.device.type == "cpu" and 1 < q_BTHE.shape[1] <= SHORT_ROW:
-        return attend_short(q_BTHE, k_BSKE, v_BSKE, layout=layout, dropout=dropout)
+    queries, keys = q_BTHE.shape[1], k_BSKE.shape[1]
+    on_cpu_in_bf16 = v_BSKE.dtype == torch.bfloat16 and q_BTHE.device.type == "cpu"
+    if on_cpu_in_bf16 and 1 < queries <= SHORT_ROW and queries == keys and bias_HTS is None:
+        return attend_short(q_BTHE, k_BSKE, v_BSKE, spec=spec, layout=layout, dropout=dropout)
     mask = None if layout is None else layout.mask_B1TT
+    if mask is None and spec.window is not None and spec.window < keys:
+        mask = visible_keys(spec, queries, keys, q_BTHE.device)
+    causal = spec.causal and mask is None and queries > 1
+    if bias_HTS is not None:
+        if mask is None:
+            mask = visible_keys(spec, queries, keys, q_BTHE.device)
+        mask = bias_HTS.to(q_BTHE.dtype).masked_fill(~mask, -torch.inf)
+        causal = False
     out_BHTE = F.scaled_dot_product_attention(
         q_BTHE.transpose(1, 2),
         k_BSKE.transpose(1, 2),
         v_BSKE.transpose(1, 2),
         attn_mask=mask,
         dropout_p=dropout,
-        is_causal=mask is None and q_BTHE.shape[1] > 1,
+        is_causal=causal,
+        scale=spec.scale,
         enable_gqa=q_BTHE.shape[2] != k_BSKE.shape[2],
     )
     return out_BHTE.transpose(1, 2)
 
 
-def attend_short(q_BTHE: Tensor, k_BTKE: Tensor, v_BTKE: Tensor, *, layout: Layout | None, dropout: float) -> Tensor:
+def attend_short(
+    q_BTHE: Tensor, k_BTKE: Tensor, v_BTKE: Tensor, *, spec: AttentionSpec, layout: Layout | None, dropout: float
+) -> Tensor:
     """softmax(q k^T / sqrt(E)) v as two batched matrix products, which keep the T x T weights of each head.
 
     Up to SHORT_ROW tokens in bf16 on a CPU, where the backward pass of scaled_dot_product_attention takes 2 to 6 times
@@ -87,12 +120,12 @@ def attend_short(q_BTHE: Tensor, k_BTKE: Tensor, v_BTKE: Tensor, *, layout: Layo
     G = H // K
     q = q_BTHE.view(B, T, K, G, E).permute(0, 2, 3, 1, 4).reshape(B * K, G * T, E)
     k, v = (x.transpose(1, 2).reshape(B * K, T, E) for x in (k_BTKE, v_BTKE))
-    visible = torch.ones(1, 1, T, T, dtype=torch.bool, device=q.device).tril() if layout is None else layout.mask_B1TT
+    visible = visible_keys(spec, T, T, q.device)[None, None] if layout is None else layout.mask_B1TT
     assert visible is not None
     bias = torch.zeros_like(visible, dtype=q.dtype).masked_fill_(~visible, -torch.inf).repeat(1, 1, G, 1)
     if layout is not None:
         bias = bias.expand(B, K, G * T, T)
-    weights = torch.baddbmm(bias.flatten(0, 1), q, k.transpose(1, 2), alpha=E**-0.5).softmax(-1)
+    weights = torch.baddbmm(bias.flatten(0, 1), q, k.transpose(1, 2), alpha=spec.scale or E**-0.5).softmax(-1)
     out = F.dropout(weights, dropout) @ v
     return out.view(B, K, G, T, E).permute(0, 3, 1, 2, 4).reshape(B, T, H, E)
 
@@ -109,9 +142,18 @@ def connect_varlen() -> Attend:
     if takes_groups:
         options["enable_gqa"] = True
 
-    def attend(q_BTHE: Tensor, k_BSKE: Tensor, v_BSKE: Tensor, *, layout: Layout | None, dropout: float) -> Tensor:
+    def attend(
+        q_BTHE: Tensor,
+        k_BSKE: Tensor,
+        v_BSKE: Tensor,
+        *,
+        spec: AttentionSpec,
+        layout: Layout | None,
+        dropout: float,
+        bias_HTS: Tensor | None = None,
+    ) -> Tensor:
         if layout is None:
-            return attend_sdpa(q_BTHE, k_BSKE, v_BSKE, layout=None, dropout=dropout)
+            return attend_sdpa(q_BTHE, k_BSKE, v_BSKE, spec=spec, layout=None, dropout=dropout)
         if not takes_groups:
             groups = q_BTHE.shape[2] // k_BSKE.shape[2]
             k_BSKE, v_BSKE = k_BSKE.repeat_interleave(groups, dim=2), v_BSKE.repeat_interleave(groups, dim=2)
@@ -132,7 +174,16 @@ def connect_flash(package: str) -> Attend:
     if package == "flash_attn.cute":  # its kernels are compiled by its own DSL, which torch.compile cannot trace
         dense, varlen = torch.compiler.disable(dense), torch.compiler.disable(varlen)
 
-    def attend(q_BTHE: Tensor, k_BSKE: Tensor, v_BSKE: Tensor, *, layout: Layout | None, dropout: float) -> Tensor:
+    def attend(
+        q_BTHE: Tensor,
+        k_BSKE: Tensor,
+        v_BSKE: Tensor,
+        *,
+        spec: AttentionSpec,
+        layout: Layout | None,
+        dropout: float,
+        bias_HTS: Tensor | None = None,
+    ) -> Tensor:
         options = {"causal": True, "dropout_p": dropout} if dropout else {"causal": True}
         if layout is None:
             out = dense(q_BTHE, k_BSKE, v_BSKE, **options)
@@ -181,7 +232,7 @@ BACKENDS = (
 """In order of preference."""
 
 
-def find_obstacle(backend: Backend, config: GPTConfig, device: torch.device, dtype: torch.dtype) -> str:
+def find_obstacle(backend: Backend, config: TransformerConfig, device: torch.device, dtype: torch.dtype) -> str:
     """Why a backend cannot serve this model on this device, or an empty string."""
     if backend.gpus and device.type != "cuda":
         return f"needs a CUDA GPU, not {device.type}"
@@ -201,7 +252,7 @@ def find_obstacle(backend: Backend, config: GPTConfig, device: torch.device, dty
 
 
 def choose_kernel(
-    config: GPTConfig, device: torch.device, dtype: torch.dtype, document_masking: bool, wanted: str = "auto"
+    config: TransformerConfig, device: torch.device, dtype: torch.dtype, document_masking: bool, wanted: str = "auto"
 ) -> Choice[Kernel]:
     """The first backend that can compute attention of `config` on `device` in `dtype`, and why.
 

@@ -5,10 +5,13 @@ Letters: B rows, T row length, N = B x T tokens, S documents.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from model.spec import AttentionSpec
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,30 @@ class Layout:
             document_ids_BT=document_ids.view(batch, length).to(device),
         )
 
-    def with_mask(self) -> "Layout":
-        """The same layout with its dense mask: causal, and inside one document."""
+    @classmethod
+    def padded(cls, lengths_B: Tensor | np.ndarray | Sequence[int], length: int, device: Any = None) -> "Layout":
+        """Layout of rows of one text each, padded to `length` tokens: the padding of a row is a document of its own."""
+        lengths = torch.as_tensor(lengths_B, dtype=torch.int64)
+        assert lengths.min() >= 1 and lengths.max() <= length, f"lengths must be from 1 to {length}"
+        starts = torch.arange(len(lengths)) * length
+        boundaries = torch.stack([starts, starts + lengths], dim=1).flatten()
+        total = torch.tensor([len(lengths) * length])
+        return cls.from_cu_seqlens(torch.cat([boundaries, total]), len(lengths), length, device)
+
+    def with_mask(self, spec: AttentionSpec) -> "Layout":
+        """The same layout with the dense mask of one kind of self-attention: inside a document, as the spec says."""
         ids = self.document_ids_BT
         same_document = ids[:, :, None] == ids[:, None, :]
-        return replace(self, mask_B1TT=same_document.tril().unsqueeze(1))
+        return replace(
+            self, mask_B1TT=(same_document & visible_keys(spec, *ids.shape[1:] * 2, ids.device)).unsqueeze(1)
+        )
+
+
+def visible_keys(spec: AttentionSpec, queries: int, keys: int, device: torch.device) -> Tensor:
+    """True where a query (row) may see a key (column) of its row, [T, S]. The last query stands at the last key."""
+    visible = torch.ones(queries, keys, dtype=torch.bool, device=device)
+    last = keys - queries
+    if spec.causal:
+        visible = visible.tril(last)
+        return visible if spec.window is None else visible.triu(last - spec.window + 1)
+    return visible if spec.window is None else visible.tril(last + spec.window).triu(last - spec.window)

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from config import GPTConfig
+from config import TransformerConfig
 
 
 class RMSNorm(nn.RMSNorm):
@@ -16,7 +16,7 @@ class RMSNorm(nn.RMSNorm):
         return F.rms_norm(x.to(self.weight.dtype), self.normalized_shape, self.weight, self.eps)
 
 
-def make_norm(config: GPTConfig) -> nn.Module:
+def make_norm(config: TransformerConfig) -> nn.Module:
     """The norm of the residual stream that the config names."""
     if config.norm == "rmsnorm":
         return RMSNorm(config.hidden_size, eps=config.norm_eps)

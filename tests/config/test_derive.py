@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from config import ConfigError, load_recipe
+from config import ConfigError, GPTConfig, load_recipe
 from config.derive import count_parameters, derive, flops_per_token
-from config.schema import GPTConfig
 from model import build
 
 TINY = {"vocab_size": 96, "num_layers": 3, "hidden_size": 32, "num_heads": 4, "max_positions": 16}

@@ -85,7 +85,7 @@ WRONG = [
     ("  datasets: [{path: corpora/a}, {path: corpora/b, weight: 2}]", "  datasets:\n    - path: a\n    - paht: b", "my.yaml:4: data.datasets.1.paht: unknown setting; did you mean path?"),
     ("  row_length: 64", "  row_length: 64\n  mixture_schedule: [{from_tokens: 9, weights: [1]}]", "my.yaml:4: a data.mixture_schedule phase has 1 weights for 2 datasets"),
     ("  num_heads: 4", "  num_heads: 3", "my.yaml:7: model: hidden_size 64 is not a multiple of num_heads 3: change one of them or set head_size"),
-    ("  num_heads: 4", "  num_heads: 4\n  preset: [a]", "my.yaml:9: model.preset: expected gpt2, llama or qwen3, not a list"),
+    ("  num_heads: 4", "  num_heads: 4\n  preset: [a]", "my.yaml:9: model.preset: expected gpt2, llama, qwen3 or mistral, not a list"),
     ("  num_heads: 4", "  num_heads: 4\n  familly: gpt", "my.yaml:9: model.familly: unknown setting; did you mean family?"),
     ("batch:\n  global_batch_size: 8\n  micro_batch_size: 2", "batch: 8", "my.yaml:10: batch: expected a section of settings, not 8"),
     ("batch:\n  global_batch_size: 8\n  micro_batch_size: 2", "batch:\n  global_batch_size:8", "my.yaml:10: batch: expected a section of settings, not the text 'global_batch_size:8'; put a space after the colon"),

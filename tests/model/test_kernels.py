@@ -24,10 +24,12 @@ from model.kernels import (
     find_obstacle,
 )
 from model.layout import Layout
+from model.spec import AttentionSpec
 from tests.model.tiny import assert_close, tiny_config
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 ROWS, LENGTH, HEADS, SIZE = 2, 48, 4, 16
+CAUSAL = AttentionSpec()
 BOUNDARIES = [0, 5, 48, 49, 80, 96]
 
 
@@ -38,11 +40,11 @@ def random_qkv(kv_heads=HEADS, length=LENGTH, queries=LENGTH, device=CPU, dtype=
 
 
 def make_layout(documents: bool, device=CPU) -> Layout | None:
-    return Layout.from_cu_seqlens(BOUNDARIES, ROWS, LENGTH, device).with_mask() if documents else None
+    return Layout.from_cu_seqlens(BOUNDARIES, ROWS, LENGTH, device).with_mask(CAUSAL) if documents else None
 
 
 def output_and_gradients(attend, qkv, layout) -> list[torch.Tensor]:
-    out = attend(*qkv, layout=layout, dropout=0.0)
+    out = attend(*qkv, spec=CAUSAL, layout=layout, dropout=0.0)
     weights = torch.linspace(-1, 1, out.numel(), device=out.device).view_as(out)
     return [out, *torch.autograd.grad((out.float() * weights).sum(), qkv)]
 
@@ -68,14 +70,14 @@ def test_products_for_short_rows_equal_reference(kv_heads, documents):
     in_bf16 = random_qkv(kv_heads, dtype=torch.bfloat16)
     assert_equals_reference(attend_sdpa, in_bf16, make_layout(documents), tolerance=2e-2)
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):  # nothing here can run it: short rows in bf16 never ask for it
-        attend_sdpa(*in_bf16, layout=make_layout(documents), dropout=0.0)
+        attend_sdpa(*in_bf16, spec=CAUSAL, layout=make_layout(documents), dropout=0.0)
 
 
 @pytest.mark.parametrize("attend", [attend_sdpa, attend_reference])
 def test_one_query_sees_all_cached_keys(attend):
     q, k, v = random_qkv(kv_heads=2)
-    whole = attend(q, k, v, layout=None, dropout=0.0)
-    last = attend(q[:, -1:], k, v, layout=None, dropout=0.0)
+    whole = attend(q, k, v, spec=CAUSAL, layout=None, dropout=0.0)
+    last = attend(q[:, -1:], k, v, spec=CAUSAL, layout=None, dropout=0.0)
     assert_close(last, whole[:, -1:], "last row")
 
 
@@ -83,14 +85,18 @@ def test_one_query_sees_all_cached_keys(attend):
 def test_grouped_heads_equal_repeated_heads(attend):
     q, k, v = random_qkv(kv_heads=2)
     repeated = [x.repeat_interleave(2, dim=2) for x in (k, v)]
-    assert_close(attend(q, k, v, layout=None, dropout=0.0), attend(q, *repeated, layout=None, dropout=0.0), "output")
+    assert_close(
+        attend(q, k, v, spec=CAUSAL, layout=None, dropout=0.0),
+        attend(q, *repeated, spec=CAUSAL, layout=None, dropout=0.0),
+        "output",
+    )
 
 
 @pytest.mark.parametrize("documents", [False, True])
 @pytest.mark.parametrize("kv_heads", [4, 2])
 def test_sdpa_takes_the_flash_path_on_the_cpu(kv_heads, documents):
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-        attend_sdpa(*random_qkv(kv_heads), layout=make_layout(documents), dropout=0.0)
+        attend_sdpa(*random_qkv(kv_heads), spec=CAUSAL, layout=make_layout(documents), dropout=0.0)
 
 
 @pytest.mark.parametrize("documents", [False, True])
@@ -109,7 +115,7 @@ def test_gpu_kernels_equal_reference(backend: Backend, size, kv_heads, documents
 def per_document(q, k, v, bounds) -> torch.Tensor:
     """What a varlen kernel computes: causal attention of each [start, end) of the packed tokens."""
     pieces = [
-        attend_reference(q[None, a:b], k[None, a:b], v[None, a:b], layout=None, dropout=0.0)[0]
+        attend_reference(q[None, a:b], k[None, a:b], v[None, a:b], spec=CAUSAL, layout=None, dropout=0.0)[0]
         for a, b in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)
     ]
     return torch.cat(pieces)
@@ -118,7 +124,7 @@ def per_document(q, k, v, bounds) -> torch.Tensor:
 def flash_4_stand_in() -> types.SimpleNamespace:
     def flash_attn_func(q, k, v, qv=None, gather_kv_indices=None, softmax_scale=None, causal=False):
         assert causal and qv is None
-        return attend_reference(q, k, v, layout=None, dropout=0.0), None
+        return attend_reference(q, k, v, spec=CAUSAL, layout=None, dropout=0.0), None
 
     def flash_attn_varlen_func(
         q, k, v, qv=None, cu_seqlens_q=None, cu_seqlens_k=None, max_seqlen_q=None, max_seqlen_k=None,
@@ -133,7 +139,7 @@ def flash_4_stand_in() -> types.SimpleNamespace:
 def flash_3_stand_in() -> types.SimpleNamespace:
     def flash_attn_func(q, k, v, softmax_scale=None, causal=False, qv=None):
         assert causal and qv is None
-        return attend_reference(q, k, v, layout=None, dropout=0.0)
+        return attend_reference(q, k, v, spec=CAUSAL, layout=None, dropout=0.0)
 
     def flash_attn_varlen_func(
         q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, seqused_q=None, seqused_k=None,
@@ -148,7 +154,7 @@ def flash_3_stand_in() -> types.SimpleNamespace:
 def flash_2_stand_in() -> types.SimpleNamespace:
     def flash_attn_func(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False):
         assert causal
-        return attend_reference(q, k, v, layout=None, dropout=dropout_p)
+        return attend_reference(q, k, v, spec=CAUSAL, layout=None, dropout=dropout_p)
 
     def flash_attn_varlen_func(
         q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0, softmax_scale=None, causal=False
