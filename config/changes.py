@@ -18,6 +18,8 @@ RULES: list[tuple[str, Kind, str]] = [
     ("data.prefetch_steps", "harmless", "read ahead more or less"),
     ("data.document_masking", "needs_consent", "the model sees other context"),
     ("data.", "needs_consent", "the order of the data is another from here on"),
+    ("objective.learnable_temperature", "refused", "the checkpoint's weights have a temperature or they have none"),
+    ("objective.", "needs_consent", "something else is learned from here on"),
     ("batch.micro_batch_size", "harmless", "the same rows in other slices"),
     ("batch.global_batch_size", "needs_consent", "steps are larger or smaller from here on"),
     ("optimizer.name", "refused", "the checkpoint holds another optimiser's state"),
@@ -71,7 +73,8 @@ def _settings(config: RunConfig) -> dict[str, Any]:
     """Settings by dotted name; sizes that were left to their defaults as if they were written out."""
     model = config.model
     sizes = {"num_kv_heads": model.kv_heads, "head_size": model.head_width, "ffn_size": model.ffn_width}
-    return _flat(config.model_dump()) | _flat({"model": sizes})
+    temperature = {"learnable_temperature": getattr(config.objective, "learnable_temperature", False)}
+    return _flat(config.model_dump()) | _flat({"model": sizes, "objective": temperature})
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

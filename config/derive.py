@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from config.errors import ConfigError
 from config.gpt_schema import GPTConfig
+from config.objective_schema import row_shape
 from config.schema import RunConfig
 
 FLOPS_CONVENTION = "6 x weights in matrix products, with the head, without the embedding; + 12 L H E T"
@@ -46,10 +47,11 @@ class Derived:
     accumulation_steps: int
     """Forward and backward passes of each rank in one optimiser step."""
     tokens_per_step: int
+    """Tokens of text. What an objective adds to a row (special tokens, padding) is not counted."""
     total_tokens: int
     parameters: ParameterCounts
     flops_per_token: int
-    """Forward and backward of one training token; see FLOPS_CONVENTION."""
+    """Forward and backward for one token of text; see FLOPS_CONVENTION."""
     batch_equation: str
 
     @property
@@ -59,7 +61,9 @@ class Derived:
 
 def derive(config: RunConfig, world_size: int) -> Derived:
     """Raises ConfigError, with choices that work, if the ranks and micro-batches do not divide the global batch."""
-    rows, micro, length = config.batch.global_batch_size, config.batch.micro_batch_size, config.data.row_length
+    rows, micro = config.batch.global_batch_size, config.batch.micro_batch_size
+    shape = row_shape(config.objective, config.data.row_length)
+    length = shape.text
     if rows % (micro * world_size):
         raise ConfigError(_indivisible(rows, micro, world_size))
     accumulation = rows // (micro * world_size)
@@ -69,7 +73,7 @@ def derive(config: RunConfig, world_size: int) -> Derived:
         tokens_per_step=rows * length,
         total_tokens=rows * length * config.schedule.steps,
         parameters=count_parameters(config.model),
-        flops_per_token=flops_per_token(config.model, length),
+        flops_per_token=flops_per_token(config.model, shape.length) * shape.rows * shape.length // length,
         batch_equation=f"{rows:,} rows = {micro:,} micro × {accumulation:,} accumulation × {ranks_in_words(world_size)}; "
         f"× {length:,} tokens = {rows * length:,} tokens a step",
     )

@@ -21,9 +21,10 @@ EXPECTED: dict[str, Words] = {
     "tuple_type": lambda c: "expected a list",
     "greater_than": lambda c: f"must be greater than {c['gt']:g}",
     "greater_than_equal": lambda c: f"must be at least {c['ge']:g}",
+    "less_than": lambda c: f"must be less than {c['lt']:g}",
     "less_than_equal": lambda c: f"must be at most {c['le']:g}",
     "literal_error": lambda c: f"expected {c['expected']}".replace("'", ""),
-    "union_tag_invalid": lambda c: f"expected family {c['expected_tags']}".replace("'", ""),
+    "union_tag_invalid": lambda c: f"expected {c['discriminator']} {c['expected_tags']}".replace("'", ""),
 }
 
 

@@ -14,7 +14,7 @@ from config.schema import RunConfig
 WIDTH, NAME_WIDTH = 100, 24
 BY_PRESET = {name for family in FAMILIES for preset in family.PRESETS.values() for name in preset}
 TYPES = {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "null"}
-BOUNDS = {"gt": ">", "ge": ">=", "le": "<="}
+BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 
 USAGE = """\
 Train a model from a recipe.

@@ -3,11 +3,12 @@
 The docstrings below the fields are what `train.py --help` prints.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from config.model_schema import ModelConfig
+from config.objective_schema import OBJECTIVES, CausalLM, Contrastive, MaskedLM, ObjectiveConfig, row_shape
 from config.section import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 
@@ -185,6 +186,7 @@ class RunConfig(Section):
     run: RunSection = RunSection()
     data: DataSection
     model: ModelConfig
+    objective: ObjectiveConfig = CausalLM()
     batch: BatchSection
     optimizer: OptimizerSection
     schedule: ScheduleSection
@@ -192,6 +194,18 @@ class RunConfig(Section):
     checkpoint: CheckpointSection = CheckpointSection()
     validation: ValidationSection = ValidationSection()
     monitor: MonitorSection = MonitorSection()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_objective(cls, values: Any) -> Any:
+        """What the model's family is for, unless the recipe names another objective."""
+        if not isinstance(values, dict):
+            return values
+        model, objective = values.get("model"), values.get("objective") or {}
+        family = model.get("family", "gpt") if isinstance(model, dict) else getattr(model, "family", "gpt")
+        if not isinstance(objective, dict) or family not in OBJECTIVES:
+            return values
+        return {**values, "objective": {"name": OBJECTIVES[family][0], **objective}}
 
     @model_validator(mode="after")
     def _check_across_sections(self) -> "RunConfig":
@@ -208,4 +222,37 @@ class RunConfig(Section):
                 raise ValueError(
                     f"a data.mixture_schedule phase has {len(phase.weights)} weights for {len(self.data.datasets)} datasets"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_objective(self) -> "RunConfig":
+        objective, family = self.objective, self.model.family
+        if objective.name not in OBJECTIVES[family]:
+            raise ValueError(
+                f"objective.name {objective.name} is not for model.family {family}: set it to "
+                f"{' or '.join(OBJECTIVES[family])}, or give a model of family "
+                f"{' or '.join(name for name, names in OBJECTIVES.items() if objective.name in names)}"
+            )
+        shape = row_shape(objective, self.data.row_length)
+        if shape.decoder > self.model.max_positions:
+            raise ValueError(
+                f"objective.noise_density cuts {shape.decoder} tokens for the decoder out of a row of data.row_length "
+                f"{self.data.row_length}, more than model.max_positions {self.model.max_positions}: lower it or row_length"
+            )
+        if isinstance(objective, MaskedLM) and objective.pairs != "none" and not getattr(self.model, "pooler", False):
+            raise ValueError(
+                f"objective.pairs {objective.pairs} is told from the pooled first token: set model.pooler to true"
+            )
+        packs = isinstance(objective, CausalLM) or (isinstance(objective, MaskedLM) and objective.pairs == "none")
+        if self.data.document_masking and not packs:
+            pairs = f" with pairs {objective.pairs}" if isinstance(objective, MaskedLM) else ""
+            raise ValueError(
+                f"data.document_masking separates documents packed into a row, and objective {objective.name}{pairs} "
+                "packs none that could be separated: set it to false"
+            )
+        if isinstance(objective, Contrastive) and objective.pooling == "cls" and family == "gpt":
+            raise ValueError(
+                "objective.pooling cls is the first token's state, which under model.family gpt has seen nothing else: "
+                "set it to last or mean"
+            )
         return self
