@@ -11,7 +11,8 @@ from data.validation import open_validation
 from engine.device import COMPUTE_DTYPE, choose_compile, device_info, peak_tflops
 from engine.dist import World, from_main, together
 from engine.engine import Engine
-from model import Kernel, build, choose_kernel, compile_blocks, init_weights
+from engine.weights import fill_weights, sharded_construction
+from model import Kernel, build, choose_kernel, compile_blocks
 
 
 @dataclass(frozen=True)
@@ -74,13 +75,14 @@ def build_engine(config: RunConfig, world: World) -> tuple[Engine, Setup]:
     compiled = choose_compile(config, derived, precision.value, info, stage)
     # Measured on one rank, so that all of them report the same figure.
     peak = from_main(peak_tflops(world.device, precision.value, config.monitor.peak_tflops) if world.is_main else None)
-    model = build(
-        config.model,
-        kernel=kernel,
-        loss_chunk_tokens=config.engine.loss_chunk_tokens,
-        activation_checkpointing=config.engine.activation_checkpointing,
-    )
-    init_weights(model, config.model, config.run.seed)
+    with sharded_construction(ds_json):
+        model = build(
+            config.model,
+            kernel=kernel,
+            loss_chunk_tokens=config.engine.loss_chunk_tokens,
+            activation_checkpointing=config.engine.activation_checkpointing,
+        )
+    fill_weights(model, config.model, config.run.seed)
     if compiled.value:
         compile_blocks(model)
     setup = Setup(derived, info.name, stage, precision, kernel, compiled, peak)

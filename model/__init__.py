@@ -5,7 +5,7 @@ from model.convert import load_hf, save_hf
 from model.generation import Generation, generate
 from model.gpt import GPT
 from model.head import IGNORE, Loss
-from model.init import init_weights, initial_weight
+from model.init import init_weights, initial_elements, initial_weight
 from model.kernels import Kernel, choose_kernel
 from model.layout import Layout
 from model.spec import AttentionSpec
@@ -24,6 +24,7 @@ __all__ = [
     "compile_blocks",
     "generate",
     "init_weights",
+    "initial_elements",
     "initial_weight",
     "load_hf",
     "save_hf",

@@ -1,0 +1,35 @@
+"""Initial weights under ZeRO 3: a model that is sharded while it is built, so that no process ever holds it whole."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from config.model_schema import ModelConfig
+from model import init_weights, initial_elements
+
+
+def sharded_construction(ds_json: dict[str, Any]) -> AbstractContextManager[Any]:
+    """Under ZeRO 3, a context in which each parameter is cut into the ranks' shards as soon as its module is built."""
+    if ds_json["zero_optimization"]["stage"] < 3:
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.Init(config_dict_or_path=ds_json)
+
+
+@torch.no_grad()
+def fill_weights(model: nn.Module, config: ModelConfig, seed: int) -> None:
+    """Fill every parameter with its initial value; of a sharded one only this rank's shard is drawn, and nothing is sent."""
+    if not any(hasattr(parameter, "ds_tensor") for parameter in model.parameters()):
+        return init_weights(model, config, seed)
+    parameter: Any  # of DeepSpeed's, with attributes of its own
+    for name, parameter in model.named_parameters():
+        shard, numel = parameter.ds_tensor, parameter.ds_numel
+        start = shard.ds_numel * dist.get_rank(parameter.ds_process_group)
+        stop = min(start + shard.ds_numel, numel)
+        shard.zero_()  # the last shard may reach over the end
+        if start < stop:
+            shard[: stop - start].copy_(initial_elements(name, numel, config, seed, start, stop))
