@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from config.errors import ConfigError
 from config.rendezvous import world_size
 from config.schema import RunConfig
+from config.transformer_schema import TransformerConfig
 
 STEPS = 20
 STEPS_SHOWN = 2
@@ -17,22 +18,10 @@ def debug_config(config: RunConfig, environ: Mapping[str, str]) -> RunConfig:
     """
     if world_size(environ) > 1:
         raise ConfigError(f"--debug runs one process, not {world_size(environ)}: start it with plain python")
-    model = config.model
-    heads = min(model.num_heads, 4)
-    kv_heads = max(1, heads * model.kv_heads // model.num_heads)
-    head_size = min(model.head_width, 16)
-    ffn = {"ffn_size": 4 * heads * head_size} if model.ffn_size else {}
     changes = {
         "run": {"name": f"{config.run.name}-debug", "resume": "fresh"},
         "data": {"row_length": min(config.data.row_length, 64), "prefetch_steps": 0},
-        "model": {
-            "num_layers": min(model.num_layers, 2),
-            "hidden_size": heads * head_size,
-            "num_heads": heads,
-            "num_kv_heads": kv_heads,
-            "head_size": head_size,
-            **ffn,
-        },
+        "model": _small_shape(config.model),
         "batch": {"global_batch_size": 4, "micro_batch_size": 2},
         "schedule": {
             "steps": min(config.schedule.steps, STEPS),
@@ -44,3 +33,23 @@ def debug_config(config: RunConfig, environ: Mapping[str, str]) -> RunConfig:
     }
     sections = {name: getattr(config, name).model_copy(update=values) for name, values in changes.items()}
     return config.model_copy(update=sections)
+
+
+def _small_shape(model: TransformerConfig) -> dict[str, int]:
+    """At most four heads of 16, two blocks in each stack (one global and one local), windows shorter than the rows."""
+    heads = min(model.num_heads, 4)
+    head_size = min(model.head_width, 16)
+    shape = {
+        "num_layers": 2,
+        "num_decoder_layers": 2,
+        "hidden_size": heads * head_size,
+        "num_heads": heads,
+        "num_kv_heads": max(1, heads * model.kv_heads // model.num_heads),
+        "head_size": head_size,
+        "ffn_size": 4 * heads * head_size,
+        "local_window": 8,
+        "sliding_window": 16,
+    }
+    return {name: min(size, getattr(model, name)) for name, size in shape.items() if getattr(model, name, None)} | {
+        name: shape[name] for name in ("hidden_size", "num_kv_heads", "head_size")
+    }

@@ -1,6 +1,7 @@
 """What `train.py --help` prints: every setting with its docstring, type and default, and the recipes there are."""
 
 import textwrap
+from collections.abc import Container
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
@@ -41,23 +42,38 @@ def recipe_summary(name: str) -> str:
 
 
 def _section(name: str, field: FieldInfo) -> str:
+    sections = sections_in(field.annotation)
+    shared = _shared_base(sections)
     lines = []
-    for section in sections_in(field.annotation):
+    for section in ([shared] if shared else []) + sections:
         lines.append(textwrap.fill(f"{name}: {' '.join((section.__doc__ or '').split())}", WIDTH))
-        lines += _settings(section, "")
+        own = section.__annotations__ if shared not in (None, section) else section.model_fields
+        lines += _settings(section, "", own)
     return "\n".join(lines)
 
 
-def _settings(section: type[BaseModel], prefix: str) -> list[str]:
+def _shared_base(sections: list[type[BaseModel]]) -> type[BaseModel] | None:
+    """The class that all members of a union derive from, if it has settings."""
+    base = sections[0].__base__
+    return (
+        base
+        if len(sections) > 1 and base and base.model_fields and all(issubclass(s, base) for s in sections)
+        else None
+    )
+
+
+def _settings(section: type[BaseModel], prefix: str, own: Container[str]) -> list[str]:
     lines = []
     for name, field in section.model_fields.items():
+        if name not in own or not field.description:
+            continue
         members = sections_in(field.annotation)
         kind = "list" if members else describe_type(field.annotation, field.metadata)
         about = field.description or ""
         default = "" if "Default:" in about else f"; {_default(name, field)}"
         lines.append(_entry(prefix + name, f"{about} [{kind}{default}]"))
         for member in members:
-            lines += _settings(member, f"{prefix}{name}.N.")
+            lines += _settings(member, f"{prefix}{name}.N.", member.model_fields)
     return lines
 
 

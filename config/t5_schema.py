@@ -21,7 +21,7 @@ class T5Config(TransformerConfig):
     preset: Literal["t5_v1_1"] = "t5_v1_1"
     """Architecture whose defaults fill the fields that the recipe leaves out."""
     position: Literal["relative"] = "relative"
-    """Position information: a learned bias on attention scores by relative distance, shared by all blocks."""
+    """Position information: a learned bias on attention scores by relative distance, one for each stack of blocks."""
     num_decoder_layers: PositiveInt | None = None
     """Blocks of the decoder. Default: num_layers."""
     relative_buckets: PositiveInt = 32

@@ -36,8 +36,6 @@ class TransformerConfig(Section):
     max_positions: PositiveInt = 1024
     """Longest row, in tokens. The size of the table when positions are learned."""
     position: Literal["learned", "rotary", "relative"]
-    """Position information: a learned table added to the embedding, rotary (RoPE) on queries and keys, or T5's learned
-    bias on attention scores by relative distance."""
     rope_theta: PositiveFloat = 10000.0
     """Base of the rotary frequencies."""
     norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
