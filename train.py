@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from config import ConfigError, GroundworkError, RunConfig
 from config.command_line import Answered, CommandLine, parse_command_line
 from config.debug import STEPS_SHOWN
+from config.parallel import data_rank_and_size
 from config.rendezvous import rank_and_size
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def open_data(config: RunConfig) -> "tuple[Stream, Tokenizer]":
             f"model.vocab_size {vocab_size:,} is smaller than the {tokenizer.vocab_size:,} tokens of {path}: set it to "
             "at least that many, best to a multiple of 64"
         )
-    rank, size = rank_and_size(os.environ)
+    rank, size = data_rank_and_size(config.engine, *rank_and_size(os.environ))
     seed = config.run.seed
     stream = open_stream(config.data, config.batch, seed=seed, vocab_size=vocab_size, rank=rank, world_size=size)
     return stream, tokenizer

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from config.errors import ConfigError
 from config.gpt_schema import GPTConfig
 from config.objective_schema import row_shape
+from config.parallel import data_rank_and_size
 from config.schema import RunConfig
 
 FLOPS_CONVENTION = "6 x weights in matrix products, with the head, without the embedding; + 12 L H E T"
@@ -41,9 +42,11 @@ class ParameterCounts:
 
 @dataclass(frozen=True)
 class Derived:
-    """What a recipe means on `world_size` data-parallel ranks."""
+    """What a recipe means on `world_size` ranks."""
 
     world_size: int
+    data_parallel: int
+    """Ranks, or groups of ranks, that read different rows."""
     accumulation_steps: int
     """Forward and backward passes of each rank in one optimiser step."""
     tokens_per_step: int
@@ -64,17 +67,20 @@ def derive(config: RunConfig, world_size: int) -> Derived:
     rows, micro = config.batch.global_batch_size, config.batch.micro_batch_size
     shape = row_shape(config.objective, config.data.row_length)
     length = shape.text
-    if rows % (micro * world_size):
-        raise ConfigError(_indivisible(rows, micro, world_size))
-    accumulation = rows // (micro * world_size)
+    _, readers = data_rank_and_size(config.engine, 0, world_size)
+    if rows % (micro * readers):
+        raise ConfigError(_indivisible(rows, micro, readers, world_size // readers))
+    accumulation = rows // (micro * readers)
     return Derived(
         world_size=world_size,
+        data_parallel=readers,
         accumulation_steps=accumulation,
         tokens_per_step=rows * length,
         total_tokens=rows * length * config.schedule.steps,
         parameters=count_parameters(config.model),
         flops_per_token=flops_per_token(config.model, shape.length) * shape.rows * shape.length // length,
-        batch_equation=f"{rows:,} rows = {micro:,} micro × {accumulation:,} accumulation × {ranks_in_words(world_size)}; "
+        batch_equation=f"{rows:,} rows = {micro:,} micro × {accumulation:,} accumulation × "
+        f"{_readers_in_words(readers, world_size // readers)}; "
         f"× {length:,} tokens = {rows * length:,} tokens a step",
     )
 
@@ -83,17 +89,25 @@ def ranks_in_words(world_size: int) -> str:
     return "1 rank" if world_size == 1 else f"{world_size:,} ranks"
 
 
-def _indivisible(rows: int, micro: int, world_size: int) -> str:
-    product = micro * world_size
+def _readers_in_words(readers: int, together: int) -> str:
+    if together == 1:
+        return ranks_in_words(readers)
+    return f"{readers:,} {'group' if readers == 1 else 'groups'} of {together} ranks"
+
+
+def _indivisible(rows: int, micro: int, readers: int, together: int) -> str:
+    """`readers` groups of `together` ranks read different rows."""
+    product = micro * readers
     below = rows // product * product
     fixes = [f"batch.global_batch_size to {_either([n for n in (below, below + product) if n])}"]
-    if rows % world_size == 0:
-        fixes.append(f"batch.micro_batch_size to {_either(_nearest_divisors(rows // world_size, micro))}")
+    if rows % readers == 0:
+        fixes.append(f"batch.micro_batch_size to {_either(_nearest_divisors(rows // readers, micro))}")
     if rows % micro == 0:
-        fixes.append(f"the number of ranks to {_either(_nearest_divisors(rows // micro, world_size))}")
+        numbers = [n * together for n in _nearest_divisors(rows // micro, readers)]
+        fixes.append(f"the number of ranks to {_either(numbers)}")
     return (
-        f"batch.global_batch_size {rows} is not a multiple of batch.micro_batch_size {micro} × {ranks_in_words(world_size)} "
-        f"= {product}: set {', or '.join(fixes)}"
+        f"batch.global_batch_size {rows} is not a multiple of batch.micro_batch_size {micro} × "
+        f"{_readers_in_words(readers, together)} = {product}: set {', or '.join(fixes)}"
     )
 
 

@@ -79,6 +79,8 @@ def deepspeed_json(
     ]
     for key, wanted in from_recipe.items():
         _put(values, key, wanted.value)
+    if derived.data_parallel < derived.world_size:
+        del values["train_batch_size"]  # DeepSpeed would divide it by all ranks, and finds it by itself
     for key in GPU_ONLY:
         if _get(values, key) == "auto":
             _put(values, key, device.kind == "gpu")

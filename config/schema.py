@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from config.model_schema import ModelConfig
 from config.objective_schema import OBJECTIVES, CausalLM, Contrastive, MaskedLM, ObjectiveConfig, row_shape
+from config.parallel import check_parallel
 from config.section import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 
@@ -130,6 +131,8 @@ class EngineSection(Section):
     """torch.compile of each block. auto: on for a GPU and for long runs on a CPU with fast bf16, off under ZeRO 3."""
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass: less memory, about a third more time."""
+    sequence_parallel: PositiveInt = 1
+    """Neighbouring ranks that share rows and split their tokens, for long rows (Ulysses, arXiv:2309.14509)."""
     loss_chunk_tokens: PositiveInt = 1024
     """Tokens whose logits exist at the same time."""
     communication_timeout: PositiveFloat = 1800.0
@@ -222,6 +225,11 @@ class RunConfig(Section):
                 raise ValueError(
                     f"a data.mixture_schedule phase has {len(phase.weights)} weights for {len(self.data.datasets)} datasets"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_parallel(self) -> "RunConfig":
+        check_parallel(self)
         return self
 
     @model_validator(mode="after")

@@ -6,11 +6,13 @@ from config import Choice, RunConfig
 from config.derive import FLOPS_CONVENTION, Derived, derive
 from config.ds_config import read_ds_config
 from config.ds_json import deepspeed_json, resolve_precision
+from config.parallel import data_rank_and_size
 from data.batch import Batch
 from data.validation import open_validation
 from engine.device import COMPUTE_DTYPE, choose_compile, device_info, peak_tflops
 from engine.dist import World, from_main, together
 from engine.engine import Engine
+from engine.sequence_parallel import share_attention, share_rows
 from engine.weights import fill_weights, sharded_construction
 from model import Kernel, build, choose_kernel, compile_blocks
 
@@ -50,14 +52,15 @@ def open_held_out(config: RunConfig, world: World) -> list[Batch]:
     """This rank's batches of the fixed validation rows; none if validation is off. Raises DataError on every rank."""
     if not config.validation.every_steps:
         return []
+    rank, size = data_rank_and_size(config.engine, world.rank, world.size)
     return together(
         lambda: open_validation(
             config.data,
             rows=config.validation.rows,
             micro_batch_size=config.batch.micro_batch_size,
             vocab_size=config.model.vocab_size,
-            rank=world.rank,
-            world_size=world.size,
+            rank=rank,
+            world_size=size,
         ),
         world,
     )
@@ -72,6 +75,9 @@ def build_engine(config: RunConfig, world: World) -> tuple[Engine, Setup]:
     stage = read_ds_config(config.engine.ds_config).stage
     dtype = COMPUTE_DTYPE[precision.value]
     kernel = choose_kernel(config.model, world.device, dtype, config.data.document_masking, config.engine.kernel)
+    shared = config.engine.sequence_parallel
+    if shared > 1:
+        kernel = share_attention(kernel, shared)
     compiled = choose_compile(config, derived, precision.value, info, stage)
     # Measured on one rank, so that all of them report the same figure.
     peak = from_main(peak_tflops(world.device, precision.value, config.monitor.peak_tflops) if world.is_main else None)
@@ -83,6 +89,8 @@ def build_engine(config: RunConfig, world: World) -> tuple[Engine, Setup]:
             activation_checkpointing=config.engine.activation_checkpointing,
         )
     fill_weights(model, config.model, config.run.seed)
+    if shared > 1:
+        share_rows(model, shared)
     if compiled.value:
         compile_blocks(model)
     setup = Setup(derived, info.name, stage, precision, kernel, compiled, peak)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from config.errors import GroundworkError
+from config.parallel import ranks_per_row
 from config.schema import RunConfig
 from data.batch import Batch
 from engine.allocator import keep_freed_memory
@@ -70,7 +71,7 @@ class Engine:
         device, ds = self.world.device, self.deepspeed
         seed_everything(self.config.run.seed, index, self.world.rank)
         lr = self._set_lr(index)
-        targets = int(all_sum([count_targets(micro_batches)], device)[0])
+        targets = self._distinct_targets(micro_batches)
         # DeepSpeed averages gradients over ranks, hence the factor.
         scale = self.world.size / max(targets, 1)
         ds.train()
@@ -100,8 +101,12 @@ class Engine:
         with torch.compiler.set_stance("force_eager"):
             for batch in batches:
                 total += causal_lm(self.deepspeed, batch, self.world.device).total.item()
-        total, targets = all_sum([total, count_targets(batches)], self.world.device)
-        return total / max(targets, 1)
+        return all_sum([total], self.world.device)[0] / max(self._distinct_targets(batches), 1)
+
+    def _distinct_targets(self, batches: list[Batch]) -> int:
+        """Valid targets of all ranks' batches, each counted once although several ranks may read the same rows."""
+        counted = all_sum([count_targets(batches)], self.world.device)[0]
+        return int(counted) // ranks_per_row(self.config.engine)
 
     def _set_lr(self, index: int) -> float:
         lr = self.config.optimizer.lr * lr_factor(self.config.schedule, index)

@@ -39,8 +39,10 @@ def global_batch(step: int) -> Batch:
     return Batch(np.ascontiguousarray(rows[:, :-1]), labels, None, ROW)
 
 
-def rank_batches(step: int, micro: int, rank: int, world_size: int) -> list[Batch]:
-    """The micro-batches of one rank in the global batch of `step`."""
+def rank_batches(step: int, micro: int, rank: int, world_size: int, documents: bool = False) -> list[Batch]:
+    """The micro-batches of one rank in the global batch of `step`; with `documents`, each row holds three."""
     whole, per_rank = global_batch(step), ROWS // world_size
     starts = range(rank * per_rank, (rank + 1) * per_rank, micro)
-    return [Batch(whole.tokens_BT[s : s + micro], whole.labels_BT[s : s + micro], None, ROW) for s in starts]
+    bounds = np.append(np.add.outer(np.arange(micro) * ROW, [0, 5, 11]), micro * ROW).astype(np.int32)
+    cut = (bounds, 6) if documents else (None, ROW)
+    return [Batch(whole.tokens_BT[s : s + micro], whole.labels_BT[s : s + micro], *cut) for s in starts]

@@ -3,9 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from config.parallel import data_rank_and_size
 from engine.build import build_engine
 from engine.checkpoint import RunState, load, save
 from engine.dist import connect
+from model import generate
 from tests.tiny import rank_batches, tiny_config
 
 
@@ -35,9 +39,29 @@ def evaluate_and_save(folder: str, case: dict[str, Any], steps: int) -> tuple[fl
 
 
 def run_steps(engine: Any, config: Any, first: int, last: int) -> list[tuple[float, float]]:
-    world, micro = engine.world, config.batch.micro_batch_size
-    reports = [engine.step(i, rank_batches(i, micro, world.rank, world.size)) for i in range(first, last)]
+    micro = config.batch.micro_batch_size
+    rank, size = data_rank_and_size(config.engine, engine.world.rank, engine.world.size)
+    documents = config.data.document_masking
+    reports = [engine.step(i, rank_batches(i, micro, rank, size, documents)) for i in range(first, last)]
     return [(report.loss, report.grad_norm) for report in reports]
+
+
+def train_and_evaluate(
+    cases: list[dict[str, Any]], steps: int
+) -> list[tuple[list[tuple[float, float]], float, list[int]]]:
+    """Each case's curve, held-out loss and a greedy sample after it."""
+    world = connect(60)
+    results = []
+    for case in cases:
+        config = tiny_config(**case)
+        engine, _ = build_engine(config, world)
+        curve = run_steps(engine, config, 0, steps)
+        rank, size = data_rank_and_size(config.engine, world.rank, world.size)
+        held_out = engine.evaluate(rank_batches(99, 2, rank, size, config.data.document_masking))
+        prompt = torch.tensor([[1, 2, 3]])
+        sample = generate(engine.deepspeed.module, prompt, max_new_tokens=8, temperature=0.0, seed=0)
+        results.append((curve, held_out, sample.new_tokens[0]))
+    return results
 
 
 def save_all(folder: str, cases: list[dict[str, Any]], steps: int) -> list[list[tuple[float, float]]]:

@@ -1,0 +1,56 @@
+"""Ranks that share rows instead of reading their own: which share of the data each rank reads."""
+
+from typing import TYPE_CHECKING
+
+from config.errors import ConfigError
+from config.objective_schema import Contrastive, MaskedLM
+
+if TYPE_CHECKING:
+    from config.schema import EngineSection, RunConfig
+
+
+def ranks_per_row(engine: "EngineSection") -> int:
+    """Ranks that work on the same rows."""
+    return engine.sequence_parallel
+
+
+def data_rank_and_size(engine: "EngineSection", rank: int, world_size: int) -> tuple[int, int]:
+    """Place of this rank among those that read different rows, and their number: neighbours share their rows.
+
+    Raises ConfigError if the ranks do not divide into groups.
+    """
+    together = ranks_per_row(engine)
+    if world_size % together:
+        below = world_size // together * together
+        raise ConfigError(
+            f"{setting(engine)} {together} does not divide {world_size} ranks: start "
+            f"{f'{below} or ' if below else ''}{below + together} of them, or change the setting"
+        )
+    return rank // together, world_size // together
+
+
+def setting(engine: "EngineSection") -> str:
+    """The setting that makes ranks share rows."""
+    return "engine.sequence_parallel"
+
+
+def check_parallel(config: "RunConfig") -> None:
+    """Raise ValueError if the model or the objective cannot be shared among ranks as the recipe asks."""
+    if config.engine.sequence_parallel > 1:
+        _check_sequence_parallel(config, config.engine.sequence_parallel)
+
+
+def _check_sequence_parallel(config: "RunConfig", size: int) -> None:
+    model, objective, asked = config.model, config.objective, f"engine.sequence_parallel {size}"
+    if model.family == "t5":
+        raise ValueError(
+            f"{asked} does not work with model.family t5, whose relative bias and cross-attention need whole rows on "
+            "each rank: set it to 1"
+        )
+    if isinstance(objective, Contrastive) or (isinstance(objective, MaskedLM) and objective.pairs != "none"):
+        what = f"objective.pairs {objective.pairs}" if isinstance(objective, MaskedLM) else "objective.name contrastive"
+        raise ValueError(f"{asked} does not work with {what}, which reads one vector of a whole row: set it to 1")
+    if model.num_heads % size:
+        raise ValueError(f"{asked} does not divide model.num_heads {model.num_heads}: each rank attends with its heads")
+    if config.data.row_length % size:
+        raise ValueError(f"{asked} does not divide data.row_length {config.data.row_length}: set one of them to fit")
