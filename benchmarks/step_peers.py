@@ -108,7 +108,7 @@ def hugging_face(config: RunConfig, turns: Turns) -> None:
     """The transformers Trainer on the transformers model of the same shape."""
     import transformers
 
-    from model.hf_config import to_hf_config
+    from model.hf import to_hf_config
 
     class TakeTurns(transformers.TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -118,7 +118,7 @@ def hugging_face(config: RunConfig, turns: Turns) -> None:
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             turns.end()
 
-    settings = to_hf_config(config.model, dtype="float32", end_of_text=None)
+    settings = to_hf_config(config.model, dtype="float32")
     model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**settings))
     assert model.num_parameters() == count_parameters(config.model).total
     # Labels are shifted inside their model.

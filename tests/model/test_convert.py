@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 import model
 from config import CheckpointError, ConfigError
-from model.hf_config import architecture, from_hf_config, to_hf_config
+from model.hf import architecture, from_hf_config, to_hf_config
 from tests.model.tiny import tiny_config, tiny_model
 
 
@@ -40,6 +40,10 @@ def assert_same(state, expected) -> None:
         ("gpt2", dict(bias=False), "model.bias: False has no equivalent .*GPT2LMHeadModel"),
         ("gpt2", dict(qk_norm=True), "model.qk_norm: True has no equivalent"),
         ("gpt2", dict(num_kv_heads=2), "model.num_kv_heads: 2 has no equivalent"),
+        ("gpt2", dict(sliding_window=8), "model.sliding_window: 8 has no equivalent"),
+        ("qwen3", dict(sliding_window=8), "model.sliding_window: 8 has no equivalent"),
+        ("llama", dict(attention_softcap=50.0), "model.attention_softcap: 50.0 has no equivalent"),
+        ("mistral", dict(bias=True), "model.bias: True has no equivalent .*MistralForCausalLM"),
         ("gpt2", dict(head_size=16), "model.head_size: 16 has no equivalent"),
     ],
 )
@@ -51,7 +55,7 @@ def test_a_model_without_equivalent_is_refused_by_setting(preset, changes, messa
 @pytest.mark.parametrize(
     "preset, changes, message",
     [
-        ("llama", dict(model_type="mistral"), "model_type 'mistral' is not one of gpt2, llama, qwen3"),
+        ("llama", dict(model_type="opt"), "model_type 'opt' is not one of gpt2, llama, mistral, qwen3"),
         ("llama", dict(hidden_act="gelu"), "hidden_act 'gelu' is not supported, only 'silu'"),
         ("llama", dict(rope_parameters={"rope_type": "llama3", "rope_theta": 1.0}), "type 'llama3' is not supported"),
         ("llama", dict(rope_parameters=None, rope_scaling={"type": "linear"}), "type 'linear' is not supported"),
@@ -65,13 +69,13 @@ def test_a_model_without_equivalent_is_refused_by_setting(preset, changes, messa
     ],
 )
 def test_a_foreign_model_we_cannot_compute_is_refused(preset, changes, message):
-    hf = to_hf_config(tiny_config(preset), dtype="float32", end_of_text=None) | changes
+    hf = to_hf_config(tiny_config(preset), dtype="float32") | changes
     with pytest.raises(ConfigError, match=f"somewhere/config.json: .*{message}"):
         from_hf_config(hf, "somewhere/config.json")
 
 
 def test_a_missing_setting_is_named():
-    hf = to_hf_config(tiny_config(), dtype="float32", end_of_text=None)
+    hf = to_hf_config(tiny_config(), dtype="float32")
     del hf["intermediate_size"]
     with pytest.raises(ConfigError, match=r"config\.json: setting 'intermediate_size' is missing"):
         from_hf_config(hf, "config.json")

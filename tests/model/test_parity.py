@@ -1,4 +1,4 @@
-"""GPT-2, Llama and Qwen3 compute what transformers computes, through files, in both directions."""
+"""GPT-2, Llama, Mistral and Qwen3 compute what transformers computes, through files, in both directions."""
 
 import pytest
 import torch
@@ -8,6 +8,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedModel,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -36,6 +38,8 @@ THEIRS = {
     "llama tied with biases": lambda: LlamaForCausalLM(
         LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True, tie_word_embeddings=True)
     ),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=5)),
+    "mistral without window": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=None)),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=16, rope_parameters=ROPE)),
     "qwen3 tied": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=8, tie_word_embeddings=True)),
 }
@@ -44,6 +48,7 @@ OURS = {
     "gpt2 squared relu": tiny_config("gpt2", activation="relu2", ffn_size=40, tied_embeddings=False),
     "llama": tiny_config("llama", rope_theta=777.0, norm_eps=1e-4),
     "llama tied with biases": tiny_config("llama", bias=True, tied_embeddings=True, head_size=12),
+    "mistral": tiny_config("mistral", sliding_window=7, head_size=12),
     "qwen3": tiny_config("qwen3", head_size=16),
 }
 
@@ -109,7 +114,7 @@ def test_greedy_generation_equals_theirs(pair):
 def test_transformers_loads_what_we_save(name, tmp_path):
     config = OURS[name]
     ours = tiny_model(config)
-    model.save_hf(tmp_path, config, ours.state_dict(), end_of_text=3)
+    model.save_hf(tmp_path, config, ours.state_dict(), token_ids={"eos_token_id": 3})
     theirs, report = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     assert theirs.config.eos_token_id == 3
