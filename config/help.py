@@ -55,11 +55,8 @@ def _section(name: str, field: FieldInfo) -> str:
 def _shared_base(sections: list[type[BaseModel]]) -> type[BaseModel] | None:
     """The class that all members of a union derive from, if it has settings."""
     base = sections[0].__base__
-    return (
-        base
-        if len(sections) > 1 and base and base.model_fields and all(issubclass(s, base) for s in sections)
-        else None
-    )
+    assert base is not None and issubclass(base, BaseModel)
+    return base if base.model_fields and all(issubclass(section, base) for section in sections) else None
 
 
 def _settings(section: type[BaseModel], prefix: str, own: Container[str]) -> list[str]:
