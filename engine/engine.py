@@ -14,8 +14,10 @@ from config.schema import RunConfig
 from data.batch import Batch
 from engine.allocator import keep_freed_memory
 from engine.dist import World, all_sum
+from engine.muon import Muon
 from engine.objective import causal_lm, count_targets
-from engine.optimizer import build_optimizer
+from engine.optimizer import build_optimizer, locate_matrices
+from engine.ownership import ownership
 from engine.schedule import lr_factor
 
 
@@ -48,9 +50,13 @@ class Engine:
             keep_freed_memory()
         self.config = config
         self.world = world
-        self.deepspeed, *_ = deepspeed.initialize(
-            model=model.to(world.device), optimizer=build_optimizer(model, config.optimizer), config=ds_json
-        )
+        model = model.to(world.device)
+        self.owners = ownership(model, config.optimizer)
+        bf16 = ds_json["bf16"]["enabled"] or ds_json["torch_autocast"]["enabled"]
+        optimizer = build_optimizer(self.owners, config.optimizer, bf16=bf16)
+        self.deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_json)
+        if isinstance(optimizer, Muon):
+            locate_matrices(optimizer, self.deepspeed, world)
 
     @property
     def stage(self) -> int:
@@ -109,10 +115,11 @@ class Engine:
         return int(counted) // ranks_per_row(self.config.engine)
 
     def _set_lr(self, index: int) -> float:
-        lr = self.config.optimizer.lr * lr_factor(self.config.schedule, index)
+        """Multiply every group's peak rate by the schedule's factor; returns `optimizer.lr` times it."""
+        factor = lr_factor(self.config.schedule, index)
         for group in self.deepspeed.optimizer.param_groups:
-            group["lr"] = lr
-        return lr
+            group["lr"] = group["peak_lr"] * factor
+        return self.config.optimizer.lr * factor
 
     def _unwrapped_grad_norm(self) -> float | None:
         """Stage 0 keeps plain gradients and reports no norm, so it is taken here, before DeepSpeed clips."""

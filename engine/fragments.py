@@ -52,13 +52,24 @@ def fragments(engine: Any) -> list[Fragment]:
     return list(_partitioned(engine.optimizer) if stage == 3 else _flattened(engine.optimizer))
 
 
+def owners(engine: Any) -> list[Tensor]:
+    """The flat tensors the optimiser steps, in the same order on every rank; at stage 0 the parameters themselves."""
+    stage, zero = engine.zero_optimization_stage(), engine.optimizer
+    if stage == 0:
+        return list(engine.module.parameters())
+    return list(zero.fp32_partitioned_groups_flat) if stage == 3 else _flats(zero)[1]
+
+
+def _flats(zero: Any) -> tuple[list[list[Any]], list[Tensor]]:
+    """Stages 1 and 2: the parameters of each group, and this rank's flat fp32 partition of it."""
+    if hasattr(zero, "bf16_groups"):  # BF16_Optimizer: stage 1 with gradients accumulated in fp32
+        return zero.bf16_groups, zero.fp32_groups_flat_partition
+    return zero.bit16_groups, zero.single_partition_of_fp32_groups
+
+
 def _flattened(zero: Any) -> Iterator[Fragment]:
     """Stages 1 and 2: each group is one flat tensor, cut into equal partitions across parameters."""
-    if hasattr(zero, "bf16_groups"):  # BF16_Optimizer: stage 1 with gradients accumulated in fp32
-        groups, owners = zero.bf16_groups, zero.fp32_groups_flat_partition
-    else:
-        groups, owners = zero.bit16_groups, zero.single_partition_of_fp32_groups
-    for group, owner in zip(groups, owners, strict=True):
+    for group, owner in zip(*_flats(zero), strict=True):
         for parameter in group:
             if mapping := parameter._hp_mapping:
                 inside, flat = mapping.lp_fragment_address, mapping.hp_fragment_address

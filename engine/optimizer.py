@@ -1,69 +1,53 @@
-"""Optimisers, built by us and handed to DeepSpeed, so that every ZeRO stage steps with the same code.
+"""Optimisers, built by us and handed to DeepSpeed, so that every ZeRO stage steps with the same code."""
 
-All of them are element-wise: ZeRO flattens and shards the parameters, which would break a rule that looks at shapes.
-"""
-
-from collections.abc import Callable, Iterable
+from collections import defaultdict
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from config.schema import OptimizerSection
+from engine.dist import World, gather_objects
+from engine.element_wise import AdamW, Lion
+from engine.fragments import fragments, owners, parameter_shapes, replicated
+from engine.muon import Exchange, Muon, Piece
+from engine.ownership import Ownership
 
 
-class Lion(torch.optim.Optimizer):
-    """Sign of an interpolated momentum, with decoupled weight decay (arXiv:2302.06675, algorithm 2)."""
+def build_optimizer(owned: list[Ownership], settings: OptimizerSection, *, bf16: bool) -> torch.optim.Optimizer:
+    """The optimiser the recipe names. Weight decay is decoupled for adamw, muon and lion, L2 for sgd and rmsprop.
 
-    def __init__(self, params: Any, lr: float, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0):
-        super().__init__(params, dict(lr=lr, betas=betas, weight_decay=weight_decay))
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        assert closure is None
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if not params:
-                continue
-            grads: list[Tensor] = [p.grad for p in params]  # type: ignore[misc]
-            for p in params:
-                if "exp_avg" not in self.state[p]:
-                    self.state[p]["exp_avg"] = torch.zeros_like(p)
-            momenta = [self.state[p]["exp_avg"] for p in params]
-            beta1, beta2 = group["betas"]
-            directions = torch._foreach_lerp(grads, momenta, beta1)
-            torch._foreach_sign_(directions)
-            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(params, directions, alpha=-group["lr"])
-            torch._foreach_lerp_(momenta, grads, 1 - beta2)
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: matrices, which are decayed, and vectors (norms and biases), which are not."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    matrices = [p for p in parameters if _ndim(p) >= 2]
-    vectors = [p for p in parameters if _ndim(p) < 2]
-    groups = [
-        {"params": matrices, "weight_decay": weight_decay, "name": "matrices"},
-        {"params": vectors, "weight_decay": 0.0, "name": "vectors"},
-    ]
-    return [group for group in groups if group["params"]]
-
-
-def build_optimizer(model: nn.Module, settings: OptimizerSection) -> torch.optim.Optimizer:
-    """The optimiser the recipe names. Weight decay is decoupled for adamw and lion, L2 for sgd and rmsprop."""
-    groups: Iterable[dict[str, Any]] = parameter_groups(model, settings.weight_decay)
-    betas = (settings.beta1, settings.beta2)
-    if settings.name == "adamw":
-        return torch.optim.AdamW(groups, lr=settings.lr, betas=betas, eps=settings.eps, fused=True)
+    `bf16`: the run computes in bf16, and Muon's products then do, too; in fp32 they stay fp32.
+    """
+    groups = [owner.group() for owner in owned]
+    lr, betas = settings.lr, (settings.beta1, settings.beta2)
     if settings.name == "lion":
-        return Lion(groups, lr=settings.lr, betas=betas)
+        return Lion(groups, lr=lr, betas=betas)
     if settings.name == "sgd":
-        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
-    return torch.optim.RMSprop(
-        groups, lr=settings.lr, alpha=settings.alpha, eps=settings.eps, momentum=settings.momentum
+        return torch.optim.SGD(groups, lr=lr, momentum=settings.momentum)
+    if settings.name == "rmsprop":
+        return torch.optim.RMSprop(groups, lr=lr, alpha=settings.alpha, eps=settings.eps, momentum=settings.momentum)
+    adam: dict[str, Any] = dict(lr=lr, betas=betas, eps=settings.eps, cautious=settings.cautious_decay)
+    if settings.name == "adamw":
+        return AdamW(groups, **adam)
+    return Muon(
+        groups,
+        matrices=frozenset(name for owner in owned if owner.rule == "muon" for name in owner.parameters),
+        momentum=settings.muon_momentum,
+        scale=settings.muon_scale,
+        dtype=torch.bfloat16 if bf16 else torch.float32,
+        **adam,
     )
 
 
-def _ndim(parameter: nn.Parameter) -> int:
-    return len(getattr(parameter, "ds_shape", parameter.shape))
+def locate_matrices(optimizer: Muon, engine: Any, world: World) -> None:
+    """Tell Muon where ZeRO put its matrices; all ranks call it together, once DeepSpeed has cut the shards."""
+    pieces: dict[Tensor, list[Piece]] = defaultdict(list)
+    for f in fragments(engine):
+        if f.name in optimizer.matrices:
+            pieces[f.owner].append(Piece(f.name, f.start, f.numel, f.offset))
+    flats, shapes = owners(engine), parameter_shapes(engine)
+    mine = [pieces[flat] for flat in flats]
+    everyone, rank = ([mine], 0) if replicated(engine) else (gather_objects(mine), world.rank)
+    exchanges = {flat: Exchange([of[i] for of in everyone], rank, shapes) for i, flat in enumerate(flats)}
+    optimizer.locate(exchanges, world.device)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from config.errors import CheckpointError
 from engine.fragments import Fragment, base_optimizer, fragments, parameter_shapes, publish, replicated
+from engine.muon import MOMENTUM, Muon
 
 WEIGHT = "weight"
 FRAGMENTS = "fragments"
@@ -70,7 +71,7 @@ def read_fragments(folder: Path, engine: Any, facts: dict[str, Any], rank: int) 
     for fragment in fragments(engine):
         index.read(WEIGHT, fragment, fragment.owner)
         state = optimizer.state[fragment.owner]  # type: ignore[index]
-        for kind in facts["moments"]:
+        for kind in moments_of(optimizer, fragment.name, facts["moments"]):
             if kind not in state:
                 state[kind] = torch.zeros_like(fragment.owner)
             index.read(kind, fragment, state[kind])
@@ -78,6 +79,13 @@ def read_fragments(folder: Path, engine: Any, facts: dict[str, Any], rank: int) 
     for name, value in facts["loss_scale"].items():
         setattr(_loss_scaler(engine), name, value)
     publish(engine)
+
+
+def moments_of(optimizer: torch.optim.Optimizer, name: str, kinds: list[str]) -> list[str]:
+    """Those of a checkpoint's kinds of moments that belong to a parameter: Muon keeps another one for its matrices."""
+    if not isinstance(optimizer, Muon):
+        return kinds
+    return [kind for kind in kinds if (kind == MOMENTUM) == (name in optimizer.matrices)]
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

@@ -1,0 +1,103 @@
+"""Training written out: whole fp32 tensors, one process, no DeepSpeed. What the engine is measured against."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from config.schema import OptimizerSection, RunConfig
+from data.batch import Batch
+from engine.muon import COEFFICIENTS, EPS, NEWTON_SCHULZ_STEPS, update_scale
+from engine.objective import causal_lm, count_targets
+from engine.ownership import ownership
+from engine.schedule import lr_factor
+from model import build, init_weights
+
+
+class Reference:
+    """The training that a recipe describes, on the CPU or any other device, a line at a time."""
+
+    def __init__(self, config: RunConfig, device: torch.device | str = "cpu"):
+        self.config, self.device = config, torch.device(device)
+        self.model = build(config.model, kernel="reference").to(device)
+        init_weights(self.model, config.model, config.run.seed)
+        self.owners = ownership(self.model, config.optimizer)
+        self.state: dict[str, dict[str, Tensor]] = {}
+
+    def gradients(self, micro_batches: list[Batch]) -> tuple[float, dict[str, Tensor]]:
+        """Mean loss of the global batch and its gradient for each parameter, unclipped."""
+        self.model.train()
+        self.model.zero_grad()
+        targets, total = max(count_targets(micro_batches), 1), 0.0
+        for batch in micro_batches:
+            loss = causal_lm(self.model, batch, self.device).total / targets
+            loss.backward()
+            total += loss.item()
+        named = self.model.named_parameters()
+        return total, {name: p.grad if p.grad is not None else torch.zeros_like(p) for name, p in named}
+
+    @torch.no_grad()
+    def update(self, index: int, gradients: dict[str, Tensor]) -> float:
+        """Step `index`, from 0, with clipped gradients; returns their norm before clipping."""
+        settings = self.config.optimizer
+        norm = torch.stack([g.double().norm() for g in gradients.values()]).norm().item()
+        clip = min(1.0, settings.grad_clip / (norm + 1e-6)) if settings.grad_clip else 1.0
+        for owner in self.owners:
+            lr = owner.lr * lr_factor(self.config.schedule, index)
+            for name, p in owner.parameters.items():
+                state = self.state.setdefault(name, {})
+                update(p, gradients[name] * clip, state, owner.rule, index + 1, lr, owner.weight_decay, settings)
+        return norm
+
+    def step(self, index: int, micro_batches: list[Batch]) -> tuple[float, float]:
+        """(loss, gradient norm) of step `index`."""
+        loss, gradients = self.gradients(micro_batches)
+        return loss, self.update(index, gradients)
+
+
+def update(
+    p: Tensor,
+    g: Tensor,
+    state: dict[str, Tensor],
+    rule: str,
+    t: int,
+    lr: float,
+    decay: float,
+    settings: OptimizerSection,
+) -> None:
+    """Update one whole parameter in place at its t-th step, t from 1. `state` holds its moments, at first nothing."""
+
+    def moment(name: str, beta: float, value: Any) -> Tensor:
+        state[name] = beta * state.get(name, torch.zeros_like(p)) + value
+        return state[name]
+
+    if rule in ("sgd", "rmsprop"):
+        g = g + decay * p
+        if rule == "rmsprop":
+            v = moment("v", settings.alpha, (1 - settings.alpha) * g**2)
+            g = g / (v.sqrt() + settings.eps)
+        p -= lr * moment("m", settings.momentum, g)
+        return
+    if rule == "adamw":
+        m = moment("m", settings.beta1, (1 - settings.beta1) * g) / (1 - settings.beta1**t)
+        v = moment("v", settings.beta2, (1 - settings.beta2) * g**2) / (1 - settings.beta2**t)
+        direction = m / (v.sqrt() + settings.eps)
+    elif rule == "lion":
+        before = state.get("m", torch.zeros_like(p))
+        direction = torch.sign(settings.beta1 * before + (1 - settings.beta1) * g)
+        moment("m", settings.beta2, (1 - settings.beta2) * g)
+    else:
+        beta = settings.muon_momentum
+        m = moment("m", beta, (1 - beta) * g)
+        direction = newton_schulz((1 - beta) * g + beta * m) * update_scale(p.shape, settings.muon_scale)
+    mask = direction * p >= 0 if settings.cautious_decay else 1.0
+    p -= lr * (direction + decay * mask * p)
+
+
+def newton_schulz(g: Tensor) -> Tensor:
+    """The odd polynomial a x + b (x x^T) x + c (x x^T)^2 x, five times, of g over its Frobenius norm."""
+    a, b, c = COEFFICIENTS
+    x = g / g.norm().clamp(min=EPS)
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        x = a * x + b * x @ (x.T @ x) + c * x @ (x.T @ x) @ (x.T @ x)
+    return x
