@@ -8,7 +8,7 @@ fragmentation, the CUDA context (about 0.5 GB) and temporary tensors come on top
 from dataclasses import dataclass
 from typing import Any
 
-from config.derive import Derived
+from config.derive import Derived, ParameterCounts
 from config.schema import OptimizerSection, RunConfig
 
 FP32 = 4
@@ -36,7 +36,8 @@ def estimate_memory(config: RunConfig, derived: Derived, ds_json: dict[str, Any]
 
     weights = number * share(3)
     gradients = number * share(2)
-    optimizer = FP32 * share(1) * (moments(config.optimizer) + (stage > 0 or low))
+    kept = moments(config.optimizer, derived.parameters) + (count if stage > 0 or low else 0)
+    optimizer = FP32 * (-(-kept // ranks) if stage else kept)
     offloaded = {
         name: size
         for name, size, key in (("weights", weights, "offload_param"), ("optimiser", optimizer, "offload_optimizer"))
@@ -56,10 +57,15 @@ def estimate_memory(config: RunConfig, derived: Derived, ds_json: dict[str, Any]
     return Memory({name: size for name, size in parts.items() if size}, offloaded)
 
 
-def moments(optimizer: OptimizerSection) -> int:
-    """fp32 numbers that the update rule keeps for each parameter."""
+def moments(optimizer: OptimizerSection, counts: ParameterCounts) -> int:
+    """fp32 numbers that the update rule keeps in all: muon one for each weight of its matrices (the few biases and
+    norms counted with them have two), adamw two."""
     with_momentum = optimizer.momentum > 0
-    return {"adamw": 2, "lion": 1, "sgd": int(with_momentum), "rmsprop": 1 + with_momentum}[optimizer.name]
+    if optimizer.name == "muon":
+        return 2 * counts.total - counts.attention - counts.ffn
+    return (
+        counts.total * {"adamw": 2, "lion": 1, "sgd": int(with_momentum), "rmsprop": 1 + with_momentum}[optimizer.name]
+    )
 
 
 def activation_bytes(config: RunConfig, matmul: int, residual: int) -> int:

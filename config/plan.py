@@ -64,7 +64,7 @@ def plan(config: RunConfig, derived: Derived, ds_json: dict[str, Any]) -> Plan:
         derived=derived,
         steps=config.schedule.steps,
         memory=estimate_memory(config, derived, ds_json),
-        checkpoint_bytes=FP32 * (1 + moments(config.optimizer)) * derived.parameters.total,
+        checkpoint_bytes=FP32 * (derived.parameters.total + moments(config.optimizer, derived.parameters)),
         keep_last=config.checkpoint.keep_last,
     )
 

@@ -1,6 +1,7 @@
 """From a recipe to a running engine, with every automatic choice and its reason."""
 
 from dataclasses import dataclass
+from textwrap import fill
 
 from config import Choice, RunConfig
 from config.derive import FLOPS_CONVENTION, Derived, derive
@@ -12,6 +13,7 @@ from data.validation import open_validation
 from engine.device import COMPUTE_DTYPE, choose_compile, device_info, peak_tflops
 from engine.dist import World, from_main, together
 from engine.engine import Engine
+from engine.ownership import Ownership
 from engine.sequence_parallel import share_attention, share_rows
 from engine.weights import fill_weights, sharded_construction
 from model import Kernel, build, choose_kernel, compile_blocks
@@ -29,6 +31,8 @@ class Setup:
     compile: Choice[bool]
     peak: Choice[float]
     """TFLOP/s of one device."""
+    owners: list[Ownership]
+    """Which update rule, rate and decay own which parameters."""
 
     def describe(self, config: RunConfig) -> str:
         """The table printed once at the start."""
@@ -40,6 +44,7 @@ class Setup:
             "precision": str(self.precision),
             "attention": str(self.kernel),
             "compile": f"{compiled} ({self.compile.reason})",
+            "optimizer": f"\n{'':12}".join(fill(str(owner), 108, subsequent_indent=" " * 14) for owner in self.owners),
             "batch": derived.batch_equation,
             "length": f"{config.schedule.steps:,} steps, {derived.total_tokens:,} tokens, "
             f"{derived.total_tokens / counts.total:.1f} tokens per parameter",
@@ -93,5 +98,5 @@ def build_engine(config: RunConfig, world: World) -> tuple[Engine, Setup]:
         share_rows(model, shared)
     if compiled.value:
         compile_blocks(model)
-    setup = Setup(derived, info.name, stage, precision, kernel, compiled, peak)
-    return Engine(config, model, ds_json, world), setup
+    engine = Engine(config, model, ds_json, world)
+    return engine, Setup(derived, info.name, stage, precision, kernel, compiled, peak, engine.owners)

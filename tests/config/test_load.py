@@ -65,7 +65,7 @@ WRONG = [
     ("  lr: 3e-4", '  lr: "3e-4"', "my.yaml:14: optimizer.lr: expected a number, not the text '3e-4': leave the quotes out"),
     ("  lr: 3e-4", "  weight_decay: 0", "my.yaml:13: optimizer.lr: missing (Peak learning rate)"),
     ("  lr: 3e-4", "  lr: 1\n  beta1: 2", "my.yaml:15: optimizer.beta1: must be at most 1, not 2"),
-    ("  lr: 3e-4", "  lr: 1\n  name: adam", "my.yaml:15: optimizer.name: expected adamw, sgd, rmsprop or lion, not the text 'adam'; did you mean adamw?"),
+    ("  lr: 3e-4", "  lr: 1\n  name: adam", "my.yaml:15: optimizer.name: expected adamw, muon, sgd, rmsprop or lion, not the text 'adam'; did you mean adamw?"),
     ("  lr: 3e-4", "  <<: {lr: 1}", "my.yaml:13: optimizer.lr: missing (Peak learning rate)\nmy.yaml:14: optimizer: merge keys (<<) are not supported; write the settings out"),
     ("  lr: 3e-4", "  [a]: 1\n  lr: 1", "my.yaml:14: optimizer: a setting's name must be one word"),
     ("  lr: 3e-4", "  lr: !!int eight", "my.yaml:14: optimizer.lr: 'eight' cannot be read as !!int"),
