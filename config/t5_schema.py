@@ -2,7 +2,9 @@
 
 from typing import Any, ClassVar, Literal
 
-from config.section import PositiveInt
+from pydantic import model_validator
+
+from config.section import PositiveFloat, PositiveInt
 from config.transformer_schema import TransformerConfig
 
 
@@ -29,6 +31,24 @@ class T5Config(TransformerConfig):
     relative_max_distance: PositiveInt = 128
     """Distance from which on all tokens share the last bucket."""
 
+    init_std: PositiveFloat = 1.0
+    """Factor on the initial weights' standard deviations, which follow from the layers' widths."""
+
+    @model_validator(mode="after")
+    def _check_buckets(self) -> "T5Config":
+        if self.relative_buckets % 4:
+            raise ValueError(f"relative_buckets {self.relative_buckets} is not a multiple of 4: use 32")
+        if self.relative_max_distance <= self.relative_buckets // 2:
+            raise ValueError(
+                f"relative_max_distance {self.relative_max_distance} is not above half of relative_buckets "
+                f"{self.relative_buckets}: raise it or use fewer buckets"
+            )
+        return self
+
     @property
     def decoder_layers(self) -> int:
         return self.num_decoder_layers or self.num_layers
+
+    @property
+    def ffn_dropout(self) -> float:
+        return self.dropout

@@ -99,3 +99,8 @@ class TransformerConfig(Section):
         if self.ffn_size:
             return self.ffn_size
         return -(-self.hidden_size * 8 // 3 // 64) * 64 if self.gated else 4 * self.hidden_size
+
+    @property
+    def ffn_dropout(self) -> float:
+        """Dropout probability inside the feed-forward layer."""
+        return 0.0

@@ -9,10 +9,12 @@ from model.init import init_weights, initial_elements, initial_weight
 from model.kernels import Kernel, choose_kernel
 from model.layout import Layout
 from model.spec import AttentionSpec
+from model.t5 import T5
 
 __all__ = [
     "GPT",
     "IGNORE",
+    "T5",
     "AttentionSpec",
     "Generation",
     "Kernel",

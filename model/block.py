@@ -42,12 +42,13 @@ class FeedForward(nn.Module):
         self.gate_proj = nn.Linear(config.hidden_size, config.ffn_width, bias=config.bias) if config.gated else None
         self.up_proj = nn.Linear(config.hidden_size, config.ffn_width, bias=config.bias)
         self.down_proj = nn.Linear(config.ffn_width, config.hidden_size, bias=config.bias)
+        self.dropout = nn.Dropout(config.ffn_dropout)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         up_BTF = self.up_proj(x_BTD)
         if self.gate_proj is None:
-            return self.down_proj(activate(up_BTF, self.activation))
-        return self.down_proj(activate(self.gate_proj(x_BTD), self.activation) * up_BTF)
+            return self.down_proj(self.dropout(activate(up_BTF, self.activation)))
+        return self.down_proj(self.dropout(activate(self.gate_proj(x_BTD), self.activation) * up_BTF))
 
 
 class Block(nn.Module):

@@ -9,9 +9,10 @@ from model.block import Block
 from model.gpt import GPT
 from model.head import Head
 from model.kernels import Kernel, choose_kernel
+from model.t5 import T5
 
-FAMILIES: dict[str, Any] = {"gpt": GPT}
-Model = GPT
+FAMILIES: dict[str, Any] = {"gpt": GPT, "t5": T5}
+Model = GPT | T5
 
 
 def build(

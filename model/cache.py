@@ -9,8 +9,9 @@ from torch import Tensor
 class LayerCache:
     """Keys and values of one block in buffers of full size, allocated at the first append."""
 
-    def __init__(self, capacity: int):
+    def __init__(self, capacity: int, source_length: int = 0):
         self.capacity = capacity
+        self.source = LayerCache(source_length) if source_length else None
         self.length = 0
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
@@ -25,14 +26,22 @@ class LayerCache:
         self.keys[:, self.length : end] = k_BTKE
         self.values[:, self.length : end] = v_BTKE
         self.length = end
-        return self.keys[:, :end], self.values[:, :end]
+        return self.stored()
+
+    def stored(self) -> tuple[Tensor, Tensor]:
+        """Views of all keys and values so far."""
+        assert self.keys is not None and self.values is not None
+        return self.keys[:, : self.length], self.values[:, : self.length]
 
 
 class KVCache:
-    """One LayerCache for each block. The first forward pass takes the prompt, later ones a single token each."""
+    """One LayerCache for each block. The first forward pass takes the prompt, later ones a single token each.
 
-    def __init__(self, num_layers: int, capacity: int):
-        self.layers = [LayerCache(capacity) for _ in range(num_layers)]
+    That of a decoder's block also keeps the keys and values of a source of `source_length` tokens.
+    """
+
+    def __init__(self, num_layers: int, capacity: int, source_length: int = 0):
+        self.layers = [LayerCache(capacity, source_length) for _ in range(num_layers)]
 
     @property
     def length(self) -> int:

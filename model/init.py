@@ -16,16 +16,22 @@ CHUNK = 1 << 20
 def initial_weight(name: str, shape: torch.Size | tuple[int, ...], config: TransformerConfig, seed: int) -> Tensor:
     """Initial value, float32 on the CPU, a function of the seed and the parameter's name alone.
 
-    | weight                                     | value                                                             |
-    |--------------------------------------------|-------------------------------------------------------------------|
-    | embed_tokens, embed_positions              | normal, init_std                                                  |
-    | lm_head, unless tied to embed_tokens       | normal, init_std                                                  |
-    | q_proj, k_proj, v_proj, gate_proj, up_proj | normal, init_std                                                  |
-    | output_proj, down_proj                     | normal, init_std / sqrt(2 x num_layers); 0 with zero_init_outputs |
-    | weights of norms                           | 1                                                                 |
-    | biases                                     | 0                                                                 |
+    | weight                               | value                                              | T5: init_std x |
+    |--------------------------------------|----------------------------------------------------|----------------|
+    | embed_tokens, embed_positions        | normal, init_std                                   | 1              |
+    | lm_head, unless tied to embed_tokens | normal, init_std                                   | 1 / sqrt(D)    |
+    | q_proj                               | normal, init_std                                   | 1 / sqrt(D E)  |
+    | k_proj, v_proj, gate_proj, up_proj   | normal, init_std                                   | 1 / sqrt(D)    |
+    | output_proj                          | normal, init_std / sqrt(2 L); 0: zero_init_outputs | 1 / sqrt(H E)  |
+    | down_proj                            | normal, init_std / sqrt(2 L); 0: zero_init_outputs | 1 / sqrt(F)    |
+    | relative_embed                       |                                                    | 1 / sqrt(D)    |
+    | weights of norms                     | 1                                                  |                |
+    | biases                               | 0                                                  |                |
 
-    The smaller spread of the two projections into the residual stream is GPT-2's (Radford et al. 2019, section 2.3).
+    L num_layers, D hidden_size, H num_heads, E head_size, F ffn_size. The smaller spread of the two projections into the
+    residual stream is GPT-2's (Radford et al. 2019, section 2.3). T5's spreads are one over the root of the fan-in, as in
+    t5x (examples/t5/network.py), and q_proj's replaces the missing scale of the scores. Hugging Face starts T5's untied
+    head at 1, which makes the first loss about sqrt(2 D ln V) nats instead of ln V.
     """
     numel = math.prod(shape)
     return initial_elements(name, numel, config, seed, 0, numel).view(shape)
@@ -59,9 +65,25 @@ def _constant(name: str) -> float | None:
 
 
 def _std(name: str, config: TransformerConfig) -> float:
-    if not name.endswith(OUTPUTS):
-        return config.init_std
-    return 0.0 if config.zero_init_outputs else config.init_std / math.sqrt(2 * config.num_layers)
+    output = name.endswith(OUTPUTS)
+    if output and config.zero_init_outputs:
+        return 0.0
+    if config.family == "t5":
+        return config.init_std / math.sqrt(_t5_fan_in(name, config))
+    return config.init_std / math.sqrt(2 * config.num_layers) if output else config.init_std
+
+
+def _t5_fan_in(name: str, config: TransformerConfig) -> int:
+    match name.split(".")[-2]:
+        case "embed_tokens":
+            return 1
+        case "q_proj":
+            return config.hidden_size * config.head_width
+        case "output_proj":
+            return config.num_heads * config.head_width
+        case "down_proj":
+            return config.ffn_width
+    return config.hidden_size
 
 
 def _draw(key: str, chunk: int, numel: int) -> Tensor:

@@ -19,9 +19,10 @@ from model.layout import Layout, visible_keys
 from model.spec import AttentionSpec
 
 Attend = Callable[..., Tensor]
-"""attend(q_BTHE, k_BSKE, v_BSKE, *, spec, layout, dropout, bias_HTS=None) -> [B, T, H, E], in the dtype of v.
+"""attend(q_BTHE, k_BSKE, v_BSKE, *, spec, layout, dropout, bias_HTS=None, keys=None) -> [B, T, H, E], in v's dtype.
 
 Self-attention: S = T, or one query (T = 1) after S - 1 cached keys and no layout. `bias_HTS` is added to the scaled scores.
+Attention to other tokens: no layout, a spec that is not causal, and `keys`, the layout of their padded rows, if they are.
 """
 
 SHORT_ROW = 512
@@ -41,6 +42,12 @@ class Kernel:
         return self.name
 
 
+def dense_mask(layout: Layout | None, keys: Layout | None) -> Tensor | None:
+    """True where a query may see a key, broadcastable to [B, H, T, S]; None where the spec alone decides."""
+    rows = layout if keys is None else keys
+    return None if rows is None else rows.mask_B1TT
+
+
 def attend_reference(
     q_BTHE: Tensor,
     k_BSKE: Tensor,
@@ -50,6 +57,7 @@ def attend_reference(
     layout: Layout | None,
     dropout: float,
     bias_HTS: Tensor | None = None,
+    keys: Layout | None = None,
 ) -> Tensor:
     """The spec's formula in float32, written out: the truth for the other kernels."""
     q, k, v = (x.transpose(1, 2).float() for x in (q_BTHE, k_BSKE, v_BSKE))
@@ -60,7 +68,7 @@ def attend_reference(
         scores_BHTS = scores_BHTS + bias_HTS
     if spec.softcap is not None:
         scores_BHTS = spec.softcap * torch.tanh(scores_BHTS / spec.softcap)
-    visible = None if layout is None else layout.mask_B1TT
+    visible = dense_mask(layout, keys)
     if visible is None:
         visible = visible_keys(spec, q.shape[2], k.shape[2], q.device)
     weights_BHTS = scores_BHTS.masked_fill(~visible, -torch.inf).softmax(-1)
@@ -77,22 +85,23 @@ def attend_sdpa(
     layout: Layout | None,
     dropout: float,
     bias_HTS: Tensor | None = None,
+    keys: Layout | None = None,
 ) -> Tensor:
     """PyTorch's scaled_dot_product_attention: its causal flash path for whole rows, a dense mask for documents.
 
     Short rows in bf16 on a CPU, where its backward pass is slow, are computed by `attend_short` instead.
     """
-    queries, keys = q_BTHE.shape[1], k_BSKE.shape[1]
+    T, S = q_BTHE.shape[1], k_BSKE.shape[1]
     on_cpu_in_bf16 = v_BSKE.dtype == torch.bfloat16 and q_BTHE.device.type == "cpu"
-    if on_cpu_in_bf16 and 1 < queries <= SHORT_ROW and queries == keys and bias_HTS is None:
+    if on_cpu_in_bf16 and 1 < T <= SHORT_ROW and T == S and bias_HTS is None and keys is None:
         return attend_short(q_BTHE, k_BSKE, v_BSKE, spec=spec, layout=layout, dropout=dropout)
-    mask = None if layout is None else layout.mask_B1TT
-    if mask is None and spec.window is not None and spec.window < keys:
-        mask = visible_keys(spec, queries, keys, q_BTHE.device)
-    causal = spec.causal and mask is None and queries > 1
+    mask = dense_mask(layout, keys)
+    if mask is None and spec.window is not None and spec.window < S:
+        mask = visible_keys(spec, T, S, q_BTHE.device)
+    causal = spec.causal and mask is None and T > 1
     if bias_HTS is not None:
         if mask is None:
-            mask = visible_keys(spec, queries, keys, q_BTHE.device)
+            mask = visible_keys(spec, T, S, q_BTHE.device)
         mask = bias_HTS.to(q_BTHE.dtype).masked_fill(~mask, -torch.inf)
         causal = False
     out_BHTE = F.scaled_dot_product_attention(
@@ -217,6 +226,8 @@ class Backend:
     """Largest head size, which is then a multiple of 8."""
     dropout: bool = False
     """Drops attention weights."""
+    bias: bool = False
+    """Adds a bias to the scores, and attends from one sequence to another."""
     dense_mask: bool = False
 
 
@@ -226,8 +237,10 @@ BACKENDS = (
     Backend("flash", "flash-attn 3", partial(connect_flash, "flash_attn_interface"), gpus=(9,)),
     Backend("flash", "flash-attn 2", partial(connect_flash, "flash_attn"), dropout=True),
     Backend("varlen", "torch.nn.attention.varlen", connect_varlen),
-    Backend("sdpa", "PyTorch", lambda: attend_sdpa, (), FLOATS, None, dropout=True, dense_mask=True),
-    Backend("reference", "PyTorch", lambda: attend_reference, (), FLOATS, None, dropout=True, dense_mask=True),
+    Backend("sdpa", "PyTorch", lambda: attend_sdpa, (), FLOATS, None, dropout=True, bias=True, dense_mask=True),
+    Backend(
+        "reference", "PyTorch", lambda: attend_reference, (), FLOATS, None, dropout=True, bias=True, dense_mask=True
+    ),
 )
 """In order of preference."""
 
@@ -244,6 +257,8 @@ def find_obstacle(backend: Backend, config: TransformerConfig, device: torch.dev
         return f"needs a head size that is a multiple of 8 up to {backend.largest_head}, not {config.head_width}"
     if config.dropout and not backend.dropout:
         return f"has no dropout (model.dropout is {config.dropout:g})"
+    if config.position == "relative" and not backend.bias:
+        return "adds no bias to scores (model.position is relative)"
     try:
         backend.connect()
     except (ImportError, AttributeError, OSError, RuntimeError) as error:

@@ -73,6 +73,12 @@ class Layout:
             self, mask_B1TT=(same_document & visible_keys(spec, *ids.shape[1:] * 2, ids.device)).unsqueeze(1)
         )
 
+    def with_source_mask(self) -> "Layout":
+        """The same layout with the dense mask [B, 1, 1, S] of attention from other tokens: they see the first document of
+        each row, which is the text of a padded one."""
+        ids = self.document_ids_BT
+        return replace(self, mask_B1TT=(ids == ids[:, :1])[:, None, None, :])
+
 
 def visible_keys(spec: AttentionSpec, queries: int, keys: int, device: torch.device) -> Tensor:
     """True where a query (row) may see a key (column) of its row, [T, S]. The last query stands at the last key."""

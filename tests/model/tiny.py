@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 import model
-from config import GPTConfig
+from config import GPTConfig, T5Config, TransformerConfig
 
 
 def tiny_config(preset: str = "llama", **changes: Any) -> GPTConfig:
@@ -16,19 +16,28 @@ def tiny_config(preset: str = "llama", **changes: Any) -> GPTConfig:
     return GPTConfig(preset=preset, **{**sizes, **changes})
 
 
-def tiny_model(config: GPTConfig, **options: Any) -> model.GPT:
+def tiny_t5(**changes: Any) -> T5Config:
+    """Two layers above three, 32 wide, 4 heads, few buckets, so that short rows have distances in each of them."""
+    sizes = dict(
+        vocab_size=96, num_layers=2, num_decoder_layers=3, hidden_size=32, num_heads=4, ffn_size=48, max_positions=64,
+        relative_buckets=8, relative_max_distance=16,
+    )  # fmt: skip
+    return T5Config(**{**sizes, **changes})
+
+
+def tiny_model(config: TransformerConfig, **options: Any) -> Any:
     """A model with every weight away from its special values 0 and 1, so that each of them is tested."""
-    gpt = model.build(config, **options)
-    model.init_weights(gpt, config, seed=7)
+    built = model.build(config, **options)
+    model.init_weights(built, config, seed=7)
     generator = torch.Generator().manual_seed(8)
     with torch.no_grad():
-        for name, parameter in gpt.named_parameters():
+        for name, parameter in built.named_parameters():
             if name.endswith(("norm.weight", ".bias")):
                 parameter += torch.empty_like(parameter).uniform_(-0.3, 0.3, generator=generator)
-    return gpt.eval()
+    return built.eval()
 
 
-def random_tokens(config: GPTConfig, rows: int = 3, length: int = 24, seed: int = 0) -> torch.Tensor:
+def random_tokens(config: TransformerConfig, rows: int = 3, length: int = 24, seed: int = 0) -> torch.Tensor:
     return torch.randint(config.vocab_size, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 

@@ -1,0 +1,126 @@
+"""The T5 family: an encoder that reads a source, a decoder that writes the target, one embedding for both.
+
+Letters: B rows, S source length, T target length, D width, H heads, V vocabulary.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from config import T5Config
+from model.attention import CrossAttention
+from model.block import Block
+from model.cache import KVCache, LayerCache
+from model.head import Head, Loss
+from model.kernels import Kernel
+from model.layout import Layout
+from model.norm import make_norm
+from model.position import Rotary
+from model.relative import RelativeBias
+from model.spec import AttentionSpec
+
+
+class T5(nn.Module):
+    def __init__(self, config: T5Config, kernel: Kernel, *, loss_chunk_tokens: int, activation_checkpointing: bool):
+        super().__init__()
+        self.config = config
+        self.kernel = kernel
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_dropout = nn.Dropout(config.dropout)
+        self.encoder = Stack(config, kernel, Block, config.num_layers, causal=False)
+        self.decoder = Stack(config, kernel, DecoderBlock, config.decoder_layers, causal=True)
+        for stack in (self.encoder, self.decoder):
+            stack.activation_checkpointing = activation_checkpointing
+        tied_weight = self.embed_tokens.weight if config.tied_embeddings else None
+        self.lm_head = Head(config, chunk_tokens=loss_chunk_tokens, weight_VD=tied_weight)
+        # T5 1.0: the embedding's spread is 1, so a head that shares it needs smaller inputs.
+        self.output_scale = config.hidden_size**-0.5 if config.tied_embeddings else 1.0
+
+    def forward(
+        self,
+        source_BS: Tensor,
+        tokens_BT: Tensor,
+        labels_BT: Tensor | None = None,
+        source_layout: Layout | None = None,
+        layout: Layout | None = None,
+        cache: KVCache | None = None,
+    ) -> Loss | Tensor:
+        """Loss of the decoder against `labels_BT` (IGNORE where nothing is predicted), or its hidden states [B, T, D].
+
+        `tokens_BT` are what the decoder reads: the target shifted right after a start token. Layouts are of padded rows
+        (`Layout.padded`): padding of the source is not seen. With a `cache`, the tokens continue the cached ones, and
+        the source is encoded by the first call only.
+        """
+        start = cache.length if cache else 0
+        source_BSD = None if start else self.encode(source_BS, source_layout)
+        if source_layout is not None and self.kernel.dense_mask:
+            source_layout = source_layout.with_source_mask()
+        x_BTD = self.embed_dropout(self.embed_tokens(tokens_BT))
+        x_BTD = self.decoder(x_BTD, layout, cache, source_BSD, source_layout) * self.output_scale
+        return x_BTD if labels_BT is None else self.lm_head(x_BTD, labels_BT)
+
+    def encode(self, source_BS: Tensor, source_layout: Layout | None = None) -> Tensor:
+        """The encoder's hidden states [B, S, D]."""
+        return self.encoder(self.embed_dropout(self.embed_tokens(source_BS)), source_layout)
+
+    def logits(self, hidden_BTD: Tensor) -> Tensor:
+        """Scores [B, T, V] of the next token from the hidden states of `forward`."""
+        return self.lm_head(hidden_BTD)
+
+
+class Stack(nn.Module):
+    """Blocks that share a table of relative positions, and a norm."""
+
+    def __init__(self, config: T5Config, kernel: Kernel, block: type[Block], num_layers: int, *, causal: bool):
+        super().__init__()
+        self.kernel = kernel
+        self.activation_checkpointing = False
+        self.spec = attention_spec(config, causal)
+        self.relative_embed = RelativeBias(
+            config.relative_buckets, config.num_heads, max_distance=config.relative_max_distance, causal=causal
+        )
+        self.blocks = nn.ModuleList(block(config, kernel, self.spec) for _ in range(num_layers))
+        self.final_norm = make_norm(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BTD: Tensor, layout: Layout | None, cache: KVCache | None = None, *source) -> Tensor:
+        """Hidden states [B, T, D]; `source` are further arguments of every block."""
+        length = x_BTD.shape[1]
+        bias_HTS = self.relative_embed(length, length + (cache.length if cache else 0))
+        if layout is not None and self.kernel.dense_mask:
+            layout = layout.with_mask(self.spec)
+        recompute = self.activation_checkpointing and torch.is_grad_enabled()
+        for i, block in enumerate(self.blocks):
+            context = (None, layout, cache.layers[i] if cache else None, bias_HTS, *source)
+            x_BTD = checkpoint(block, x_BTD, *context, use_reentrant=False) if recompute else block(x_BTD, *context)
+        return self.dropout(self.final_norm(x_BTD))
+
+
+class DecoderBlock(Block):
+    """A block that attends to the source between its two branches."""
+
+    def __init__(self, config: T5Config, kernel: Kernel, spec: AttentionSpec):
+        super().__init__(config, kernel, spec)
+        self.cross_attention_norm = make_norm(config)
+        self.cross_attention = CrossAttention(config, kernel, attention_spec(config, causal=False))
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        rotary: Rotary | None = None,
+        layout: Layout | None = None,
+        cache: LayerCache | None = None,
+        bias_HTS: Tensor | None = None,
+        source_BSD: Tensor | None = None,
+        source_layout: Layout | None = None,
+    ) -> Tensor:
+        x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), rotary, layout, cache, bias_HTS))
+        source_cache = cache.source if cache else None
+        seen_BTD = self.cross_attention(self.cross_attention_norm(x_BTD), source_BSD, source_layout, source_cache)
+        x_BTD = x_BTD + self.dropout(seen_BTD)
+        return x_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))
+
+
+def attention_spec(config: T5Config, causal: bool) -> AttentionSpec:
+    """T5 does not scale its scores: the initial weights of the queries make up for it, unless QK-norm resets them."""
+    return AttentionSpec(causal, softcap=config.attention_softcap, scale=None if config.qk_norm else 1.0)
