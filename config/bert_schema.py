@@ -43,5 +43,9 @@ class BertConfig(TransformerConfig):
     local_rope_theta: PositiveFloat | None = None
     """Base of the rotary frequencies in local blocks. Default: rope_theta."""
 
+    @property
+    def post_norm(self) -> bool:
+        return self.norm_order == "post"
+
     def is_local(self, layer: int) -> bool:
         return self.local_window is not None and layer % self.global_every != 0

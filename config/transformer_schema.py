@@ -91,6 +91,11 @@ class TransformerConfig(Section):
         return self.head_size or self.hidden_size // self.num_heads
 
     @property
+    def post_norm(self) -> bool:
+        """Whether a block normalises the sum after each branch, not the branch's input."""
+        return False
+
+    @property
     def gated(self) -> bool:
         return self.activation in GATED
 

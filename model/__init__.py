@@ -1,5 +1,6 @@
 """Floor 1: tensors in, tensors out. Knows config, and nothing of data, DeepSpeed or files of a run."""
 
+from model.bert import Bert
 from model.build import Model, build, compile_blocks
 from model.convert import load_hf, save_hf
 from model.generation import Generation, generate
@@ -16,6 +17,7 @@ __all__ = [
     "IGNORE",
     "T5",
     "AttentionSpec",
+    "Bert",
     "Generation",
     "Kernel",
     "Layout",

@@ -3,6 +3,8 @@
 Letters: B rows, T row length, D width, F feed-forward width.
 """
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -52,10 +54,14 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm: x + attention(norm(x)), then x + feed_forward(norm(x)), with dropout on both branches."""
+    """Attention, then feed-forward, each a residual branch with dropout on its output.
+
+    Pre-norm: x + branch(norm(x)). Post-norm: norm(x + branch(x)).
+    """
 
     def __init__(self, config: TransformerConfig, kernel: Kernel, spec: AttentionSpec):
         super().__init__()
+        self.post_norm = config.post_norm
         self.attention_norm = make_norm(config)
         self.attention = Attention(config, kernel, spec)
         self.feed_forward_norm = make_norm(config)
@@ -70,5 +76,10 @@ class Block(nn.Module):
         cache: LayerCache | None = None,
         bias_HTS: Tensor | None = None,
     ) -> Tensor:
-        x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), rotary, layout, cache, bias_HTS))
-        return x_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))
+        x_BTD = self._add(x_BTD, self.attention_norm, self.attention, rotary, layout, cache, bias_HTS)
+        return self._add(x_BTD, self.feed_forward_norm, self.feed_forward)
+
+    def _add(self, x_BTD: Tensor, norm: nn.Module, branch: nn.Module, *inputs: Any) -> Tensor:
+        if self.post_norm:
+            return norm(x_BTD + self.dropout(branch(x_BTD, *inputs)))
+        return x_BTD + self.dropout(branch(norm(x_BTD), *inputs))

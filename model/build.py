@@ -5,14 +5,15 @@ from typing import Any
 import torch
 
 from config import Choice, TransformerConfig
+from model.bert import Bert
 from model.block import Block
 from model.gpt import GPT
 from model.head import Head
 from model.kernels import Kernel, choose_kernel
 from model.t5 import T5
 
-FAMILIES: dict[str, Any] = {"gpt": GPT, "t5": T5}
-Model = GPT | T5
+FAMILIES: dict[str, Any] = {"gpt": GPT, "bert": Bert, "t5": T5}
+Model = GPT | Bert | T5
 
 
 def build(

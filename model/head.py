@@ -28,9 +28,11 @@ class Loss(NamedTuple):
 
 
 class Head(nn.Module):
-    """Logits h W^T, soft-capped if the config says so, and their cross-entropy."""
+    """Logits h W^T + b, soft-capped if the config says so, and their cross-entropy."""
 
-    def __init__(self, config: TransformerConfig, *, chunk_tokens: int, weight_VD: Tensor | None = None):
+    def __init__(
+        self, config: TransformerConfig, *, chunk_tokens: int, weight_VD: Tensor | None = None, bias: bool = False
+    ):
         """`weight_VD` is the embedding's when the two are tied."""
         super().__init__()
         self.softcap = config.logit_softcap
@@ -39,19 +41,20 @@ class Head(nn.Module):
         if weight_VD is None:
             weight_VD = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
         self.weight = weight_VD
+        self.bias = nn.Parameter(torch.empty(config.vocab_size)) if bias else None
 
     def forward(self, hidden_BTD: Tensor, labels_BT: Tensor | None = None) -> Loss | Tensor:
-        """Loss if there are labels, else logits [B, T, V]."""
+        """Loss if there are labels, else logits [B, T, V]. Tokens may as well come without rows: [N, D] and [N]."""
         if labels_BT is None:
-            return cap(F.linear(hidden_BTD, self.weight), self.softcap)
+            return cap(F.linear(hidden_BTD, self.weight, self.bias), self.softcap)
         device = hidden_BTD.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.weight.dtype
-        hidden_ND, labels_N = hidden_BTD.flatten(0, 1).to(dtype), labels_BT.flatten()
+        hidden_ND, labels_N = hidden_BTD.flatten(0, -2).to(dtype), labels_BT.flatten()
         with torch.autocast(device, enabled=False):
             if torch.is_grad_enabled():
-                total = _ChunkedLoss.apply(hidden_ND, self.weight, labels_N, self)
+                total = _ChunkedLoss.apply(hidden_ND, self.weight, self.bias, labels_N, self)
             else:
-                total = _chunked_loss(hidden_ND, self.weight, labels_N, self)
+                total = _chunked_loss(hidden_ND, self.weight, self.bias, labels_N, self)
         return Loss(total, (labels_N != IGNORE).sum())
 
     def compile_chunks(self, **options: Any) -> None:
@@ -90,12 +93,16 @@ def _chunks(hidden_ND: Tensor, labels_N: Tensor, chunk_tokens: int):
     return zip(hidden_ND.chunk(count), labels_N.chunk(count), valid_N.chunk(count), strict=True)
 
 
-def _chunked_loss(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, head: Head) -> Tensor:
+def _compute_weights(weight_VD: Tensor, bias_V: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    return weight_VD.to(dtype), None if bias_V is None else bias_V.to(dtype)
+
+
+def _chunked_loss(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, labels_N: Tensor, head: Head) -> Tensor:
     """Sum of the cross-entropies, without gradients."""
-    weight_VD = weight_VD.to(hidden_ND.dtype)
+    weight_VD, bias_V = _compute_weights(weight_VD, bias_V, hidden_ND.dtype)
     total = hidden_ND.new_zeros((), dtype=torch.float32)
     for hidden_CD, labels_C, valid_C in _chunks(hidden_ND, labels_N, head.chunk_tokens):
-        capped_CV = cap(hidden_CD @ weight_VD.T, head.softcap)
+        capped_CV = cap(F.linear(hidden_CD, weight_VD, bias_V), head.softcap)
         log_probs_CV = torch.log_softmax(capped_CV, dim=-1, dtype=torch.float32)
         total -= (log_probs_CV.gather(1, labels_C.unsqueeze(1)).squeeze(1) * valid_C).sum()
     return total
@@ -108,25 +115,32 @@ class _ChunkedLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, head: Head) -> Tensor:
-        compute_VD = weight_VD.to(hidden_ND.dtype)
+    def forward(
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, labels_N: Tensor, head: Head
+    ) -> Tensor:
+        compute_VD, compute_V = _compute_weights(weight_VD, bias_V, hidden_ND.dtype)
         total = hidden_ND.new_zeros((), dtype=torch.float32)
         grad_hidden = []
         grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32)
+        grad_bias = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
         for hidden_CD, labels_C, valid_C in _chunks(hidden_ND, labels_N, head.chunk_tokens):
-            loss_C, gradient_CV = head.chunk_step(hidden_CD @ compute_VD.T, labels_C, head.softcap)
+            loss_C, gradient_CV = head.chunk_step(F.linear(hidden_CD, compute_VD, compute_V), labels_C, head.softcap)
             total += (loss_C * valid_C).sum()
             grad_hidden.append((gradient_CV @ compute_VD) * valid_C.unsqueeze(1))
             if grad_weight.dtype == hidden_ND.dtype:
                 grad_weight.addmm_(gradient_CV.T, hidden_CD)
             else:
                 grad_weight += gradient_CV.T @ hidden_CD
-        ctx.gradients = torch.cat(grad_hidden), grad_weight
+            if grad_bias is not None:
+                grad_bias += gradient_CV.T @ valid_C.to(gradient_CV.dtype)
+        ctx.gradients = torch.cat(grad_hidden), grad_weight, grad_bias
         ctx.weight_dtype = weight_VD.dtype
         return total
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        grad_hidden, grad_weight = ctx.gradients
-        return grad_hidden * grad_total, (grad_weight * grad_total).to(ctx.weight_dtype), None, None
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None, None]:
+        grad_hidden, grad_weight, grad_bias = ctx.gradients
+        grad_weight = (grad_weight * grad_total).to(ctx.weight_dtype)
+        grad_bias = None if grad_bias is None else (grad_bias * grad_total).to(ctx.weight_dtype)
+        return grad_hidden * grad_total, grad_weight, grad_bias, None, None

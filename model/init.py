@@ -18,19 +18,22 @@ def initial_weight(name: str, shape: torch.Size | tuple[int, ...], config: Trans
 
     | weight                               | value                                              | T5: init_std x |
     |--------------------------------------|----------------------------------------------------|----------------|
-    | embed_tokens, embed_positions        | normal, init_std                                   | 1              |
+    | embed_tokens, other embedding tables | normal, init_std                                   | 1              |
     | lm_head, unless tied to embed_tokens | normal, init_std                                   | 1 / sqrt(D)    |
+    | lm_head: transform, pooler, pairs    | normal, init_std                                   |                |
     | q_proj                               | normal, init_std                                   | 1 / sqrt(D E)  |
     | k_proj, v_proj, gate_proj, up_proj   | normal, init_std                                   | 1 / sqrt(D)    |
     | output_proj                          | normal, init_std / sqrt(2 L); 0: zero_init_outputs | 1 / sqrt(H E)  |
     | down_proj                            | normal, init_std / sqrt(2 L); 0: zero_init_outputs | 1 / sqrt(F)    |
+    | both of them in post-norm blocks     | normal, init_std;             0: zero_init_outputs |                |
     | relative_embed                       |                                                    | 1 / sqrt(D)    |
     | weights of norms                     | 1                                                  |                |
     | biases                               | 0                                                  |                |
 
     L num_layers, D hidden_size, H num_heads, E head_size, F ffn_size. The smaller spread of the two projections into the
-    residual stream is GPT-2's (Radford et al. 2019, section 2.3). T5's spreads are one over the root of the fan-in, as in
-    t5x (examples/t5/network.py), and q_proj's replaces the missing scale of the scores. Hugging Face starts T5's untied
+    residual stream is GPT-2's (Radford et al. 2019, section 2.3); a post-norm stream, normalised after each of them, has
+    no use for it (BERT, arXiv:1810.04805). T5's spreads are one over the root of the fan-in, as in t5x
+    (examples/t5/network.py), and q_proj's replaces the missing scale of the scores. Hugging Face starts T5's untied
     head at 1, which makes the first loss about sqrt(2 D ln V) nats instead of ln V.
     """
     numel = math.prod(shape)
@@ -70,7 +73,9 @@ def _std(name: str, config: TransformerConfig) -> float:
         return 0.0
     if config.family == "t5":
         return config.init_std / math.sqrt(_t5_fan_in(name, config))
-    return config.init_std / math.sqrt(2 * config.num_layers) if output else config.init_std
+    if not output or config.post_norm:
+        return config.init_std
+    return config.init_std / math.sqrt(2 * config.num_layers)
 
 
 def _t5_fan_in(name: str, config: TransformerConfig) -> int:

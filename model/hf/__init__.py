@@ -6,10 +6,12 @@ from pydantic import ValidationError
 
 from config import ConfigError, TransformerConfig
 from model.hf.architecture import Architecture, require, resolve
+from model.hf.bert import BERT, BERT_MASKED_LM
 from model.hf.gpt2 import GPT2
 from model.hf.llama import LLAMA, MISTRAL, QWEN3
+from model.hf.modernbert import MODERNBERT
 
-ARCHITECTURES = (GPT2, LLAMA, MISTRAL, QWEN3)
+ARCHITECTURES = (GPT2, LLAMA, MISTRAL, QWEN3, BERT, BERT_MASKED_LM, MODERNBERT)
 
 
 def architecture(config: TransformerConfig) -> Architecture:
@@ -28,6 +30,9 @@ def architecture(config: TransformerConfig) -> Architecture:
 
 
 def _nearest(config: Any) -> Architecture:
+    if config.family == "bert":
+        classic = BERT if config.pooler else BERT_MASKED_LM
+        return classic if config.position == "learned" else MODERNBERT
     if config.position == "learned":
         return GPT2
     if config.qk_norm:

@@ -11,11 +11,14 @@ from tests.model.tiny import assert_close, tiny_config
 ROWS, LENGTH, VOCABULARY, WIDTH = 3, 20, 96, 32
 
 
-def make_case(softcap: float | None = None, chunk_tokens: int = 16) -> tuple[Head, torch.Tensor, torch.Tensor]:
-    head = Head(tiny_config(logit_softcap=softcap), chunk_tokens=chunk_tokens)
+def make_case(
+    softcap: float | None = None, chunk_tokens: int = 16, bias: bool = False
+) -> tuple[Head, torch.Tensor, torch.Tensor]:
+    head = Head(tiny_config(logit_softcap=softcap), chunk_tokens=chunk_tokens, bias=bias)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        head.weight.normal_(0, 0.5, generator=generator)
+        for parameter in head.parameters():
+            parameter.normal_(0, 0.5, generator=generator)
     hidden_BTD = torch.randn(ROWS, LENGTH, WIDTH, generator=generator).requires_grad_()
     labels_BT = torch.randint(VOCABULARY, (ROWS, LENGTH), generator=generator)
     labels_BT[1, 3:9] = IGNORE
@@ -23,24 +26,25 @@ def make_case(softcap: float | None = None, chunk_tokens: int = 16) -> tuple[Hea
 
 
 def plain_loss(head: Head, hidden_BTD: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
-    logits = hidden_BTD.double() @ head.weight.double().T
+    logits = F.linear(hidden_BTD.double(), head.weight.double(), None if head.bias is None else head.bias.double())
     if head.softcap:
         logits = head.softcap * torch.tanh(logits / head.softcap)
     return F.cross_entropy(logits.flatten(0, 1), labels_BT.flatten(), ignore_index=IGNORE, reduction="sum")
 
 
+@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("softcap", [None, 4.0])
 @pytest.mark.parametrize("chunk_tokens", [1, 7, 16, 60, 1000])
-def test_loss_and_gradients_equal_cross_entropy(chunk_tokens, softcap):
-    head, hidden, labels = make_case(softcap, chunk_tokens)
+def test_loss_and_gradients_equal_cross_entropy(chunk_tokens, softcap, bias):
+    head, hidden, labels = make_case(softcap, chunk_tokens, bias)
     expected = plain_loss(head, hidden, labels)
-    expected_grads = torch.autograd.grad(expected * 0.37, [hidden, head.weight])
+    expected_grads = torch.autograd.grad(expected * 0.37, [hidden, *head.parameters()])
     loss = head(hidden, labels)
-    grads = torch.autograd.grad(loss.total * 0.37, [hidden, head.weight])
+    grads = torch.autograd.grad(loss.total * 0.37, [hidden, *head.parameters()])
     assert loss.count == 54 and loss.count.dtype == torch.int64 and loss.total.dtype == torch.float32
     assert_close(loss.total, expected, "loss")
-    assert_close(grads[0], expected_grads[0], "gradient of hidden")
-    assert_close(grads[1], expected_grads[1], "gradient of weight")
+    for name, grad, expected_grad in zip(("hidden", "weight", "bias"), grads, expected_grads, strict=False):
+        assert_close(grad, expected_grad, f"gradient of {name}")
     with torch.no_grad():
         assert_close(head(hidden, labels).total, expected, "loss without gradients")
 
@@ -48,19 +52,19 @@ def test_loss_and_gradients_equal_cross_entropy(chunk_tokens, softcap):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("autocast", [True, False])
 def test_low_precision_stays_close(dtype, autocast):
-    head, hidden, labels = make_case()
+    head, hidden, labels = make_case(bias=True)
     expected = plain_loss(head, hidden, labels)
-    expected_grads = torch.autograd.grad(expected, [hidden, head.weight])
+    expected_grads = torch.autograd.grad(expected, [hidden, *head.parameters()])
     if not autocast:
         head, hidden = head.to(dtype), hidden.detach().to(dtype).requires_grad_()
     with torch.autocast("cpu", dtype=dtype, enabled=autocast):
         loss = head(hidden, labels)
-    grads = torch.autograd.grad(loss.total, [hidden, head.weight])
+    grads = torch.autograd.grad(loss.total, [hidden, *head.parameters()])
     assert loss.total.dtype == torch.float32
-    assert [g.dtype for g in grads] == [hidden.dtype, head.weight.dtype]
+    assert [g.dtype for g in grads] == [hidden.dtype, head.weight.dtype, head.bias.dtype]
     assert_close(loss.total, expected, "loss", tolerance=5e-3)
-    assert_close(grads[0], expected_grads[0], "gradient of hidden", tolerance=2e-2)
-    assert_close(grads[1], expected_grads[1], "gradient of weight", tolerance=2e-2)
+    for name, grad, expected_grad in zip(("hidden", "weight", "bias"), grads, expected_grads, strict=True):
+        assert_close(grad, expected_grad, f"gradient of {name}", tolerance=2e-2)
 
 
 def test_extreme_logits_stay_finite():

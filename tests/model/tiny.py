@@ -5,12 +5,14 @@ from typing import Any
 import torch
 
 import model
-from config import GPTConfig, T5Config, TransformerConfig
+from config import BertConfig, GPTConfig, T5Config, TransformerConfig
 
 
-def tiny_config(preset: str = "llama", **changes: Any) -> GPTConfig:
+def tiny_config(preset: str = "llama", **changes: Any) -> Any:
     """Two layers, 32 wide, 4 heads; weights large enough that every part of the model matters."""
     sizes = dict(vocab_size=96, num_layers=2, hidden_size=32, num_heads=4, max_positions=64, init_std=0.2)
+    if preset in BertConfig.PRESETS:
+        return BertConfig(preset=preset, **{**sizes, "dropout": 0.0, **changes})
     if preset != "gpt2":
         sizes["num_kv_heads"] = 2
     return GPTConfig(preset=preset, **{**sizes, **changes})
