@@ -27,7 +27,13 @@ def debug_config(config: RunConfig, environ: Mapping[str, str]) -> RunConfig:
             "steps": min(config.schedule.steps, STEPS),
             "warmup_steps": min(config.schedule.warmup_steps, STEPS // 4),
         },
-        "engine": {"precision": "fp32", "compile": "off", "kernel": "auto", "sequence_parallel": 1},
+        "engine": {
+            "precision": "fp32",
+            "compile": "off",
+            "kernel": "auto",
+            "sequence_parallel": 1,
+            "tensor_parallel": 1,
+        },
         "validation": {"every_steps": min(config.validation.every_steps, STEPS // 2), "rows": 8},
         "monitor": {"wandb": False, "log_every_steps": 1, "sample_tokens": min(config.monitor.sample_tokens, 16)},
     }

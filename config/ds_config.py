@@ -13,6 +13,8 @@ DS_CONFIGS = Path(__file__).parents[1] / "ds_configs"
 REFUSED = {
     "optimizer": "the optimiser is built from the recipe's section `optimizer` and handed to DeepSpeed: remove it here",
     "scheduler": "the learning rate follows the recipe's section `schedule`: remove it here",
+    "tensor_parallel": "set engine.tensor_parallel in the recipe instead: remove it here",
+    "sequence_parallel_size": "set engine.sequence_parallel in the recipe instead: remove it here",
     "bfloat16": 'an old name that would be ignored: write "bf16"',
 }
 

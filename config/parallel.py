@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 def ranks_per_row(engine: "EngineSection") -> int:
     """Ranks that work on the same rows."""
-    return engine.sequence_parallel
+    return engine.sequence_parallel * engine.tensor_parallel
 
 
 def data_rank_and_size(engine: "EngineSection", rank: int, world_size: int) -> tuple[int, int]:
@@ -31,11 +31,19 @@ def data_rank_and_size(engine: "EngineSection", rank: int, world_size: int) -> t
 
 def setting(engine: "EngineSection") -> str:
     """The setting that makes ranks share rows."""
-    return "engine.sequence_parallel"
+    return "engine.tensor_parallel" if engine.tensor_parallel > 1 else "engine.sequence_parallel"
 
 
 def check_parallel(config: "RunConfig") -> None:
     """Raise ValueError if the model or the objective cannot be shared among ranks as the recipe asks."""
+    if config.engine.sequence_parallel > 1 and config.engine.tensor_parallel > 1:
+        raise ValueError(
+            f"engine.sequence_parallel {config.engine.sequence_parallel} does not work with engine.tensor_parallel "
+            f"{config.engine.tensor_parallel}: DeepSpeed's tensor parallelism wants the same tokens on its ranks; set one "
+            "of them to 1"
+        )
+    if config.engine.tensor_parallel > 1:
+        _check_tensor_parallel(config, config.engine.tensor_parallel)
     if config.engine.sequence_parallel > 1:
         _check_sequence_parallel(config, config.engine.sequence_parallel)
 
@@ -54,3 +62,18 @@ def _check_sequence_parallel(config: "RunConfig", size: int) -> None:
         raise ValueError(f"{asked} does not divide model.num_heads {model.num_heads}: each rank attends with its heads")
     if config.data.row_length % size:
         raise ValueError(f"{asked} does not divide data.row_length {config.data.row_length}: set one of them to fit")
+
+
+def _check_tensor_parallel(config: "RunConfig", size: int) -> None:
+    model, asked = config.model, f"engine.tensor_parallel {size}"
+    if model.family == "t5":
+        raise ValueError(
+            f"{asked} does not work with model.family t5, whose relative bias belongs to all heads at once: set it to 1"
+        )
+    for what, count in (
+        ("num_heads", model.num_heads),
+        ("num_kv_heads", model.kv_heads),
+        ("ffn_size", model.ffn_width),
+    ):
+        if count % size:
+            raise ValueError(f"{asked} does not divide model.{what} {count}: each rank takes as many of them")

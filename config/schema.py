@@ -173,6 +173,9 @@ class EngineSection(Section):
     """Recompute each block in the backward pass: less memory, about a third more time."""
     sequence_parallel: PositiveInt = 1
     """Neighbouring ranks that share rows and split their tokens, for long rows (Ulysses, arXiv:2309.14509)."""
+    tensor_parallel: PositiveInt = 1
+    """Neighbouring ranks that share rows and split the matrices of each block (Megatron-LM, arXiv:1909.08053), through
+    DeepSpeed's AutoTP."""
     loss_chunk_tokens: PositiveInt = 1024
     """Tokens whose logits exist at the same time."""
     communication_timeout: PositiveFloat = 1800.0

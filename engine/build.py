@@ -15,6 +15,7 @@ from engine.dist import World, from_main, together
 from engine.engine import Engine
 from engine.ownership import Ownership
 from engine.sequence_parallel import share_attention, share_rows
+from engine.tensor_parallel import tensor_parallel_json
 from engine.weights import fill_weights, sharded_construction
 from model import Kernel, build, choose_kernel, compile_blocks
 
@@ -86,6 +87,8 @@ def build_engine(config: RunConfig, world: World) -> tuple[Engine, Setup]:
     compiled = choose_compile(config, derived, precision.value, info, stage)
     # Measured on one rank, so that all of them report the same figure.
     peak = from_main(peak_tflops(world.device, precision.value, config.monitor.peak_tflops) if world.is_main else None)
+    if config.engine.tensor_parallel > 1:
+        ds_json["tensor_parallel"] = tensor_parallel_json(config.engine.tensor_parallel)
     with sharded_construction(ds_json):
         model = build(
             config.model,

@@ -19,6 +19,7 @@ from engine.objective import causal_lm, count_targets
 from engine.optimizer import build_optimizer, locate_matrices
 from engine.ownership import ownership
 from engine.schedule import lr_factor
+from engine.tensor_parallel import sliced_dimension
 
 
 class TrainingError(GroundworkError):
@@ -50,6 +51,8 @@ class Engine:
             keep_freed_memory()
         self.config = config
         self.world = world
+        self.copies = config.engine.tensor_parallel
+        """Ranks that compute the same loss, each with its slices of the model."""
         model = model.to(world.device)
         self.owners = ownership(model, config.optimizer)
         bf16 = ds_json["bf16"]["enabled"] or ds_json["torch_autocast"]["enabled"]
@@ -57,6 +60,8 @@ class Engine:
         self.deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_json)
         if isinstance(optimizer, Muon):
             locate_matrices(optimizer, self.deepspeed, world)
+        if self.copies > 1:
+            self.deepspeed.first_dataloader_check.remove()  # that ranks got the same rows; it cannot compare a Layout
 
     @property
     def stage(self) -> int:
@@ -75,11 +80,11 @@ class Engine:
         touched, or the gradient norm is not finite.
         """
         device, ds = self.world.device, self.deepspeed
-        seed_everything(self.config.run.seed, index, self.world.rank)
+        seed_everything(self.config.run.seed, index, self.world.rank // self.copies)
         lr = self._set_lr(index)
         targets = self._distinct_targets(micro_batches)
         # DeepSpeed averages gradients over ranks, hence the factor.
-        scale = self.world.size / max(targets, 1)
+        scale = self.world.size // self.copies / max(targets, 1)
         ds.train()
         total = torch.zeros((), dtype=torch.float64, device=device)
         for number, batch in enumerate(micro_batches, start=1):
@@ -87,7 +92,7 @@ class Engine:
             total += loss.total.detach()
             ds.backward(loss.total * scale, scale_wrt_gas=False)
             if number == len(micro_batches):
-                mean = all_sum([total.item()], device)[0] / max(targets, 1)
+                mean = all_sum([total.item()], device)[0] / self.copies / max(targets, 1)
                 self._check_finite("loss", mean, index)
                 grad_norm = self._unwrapped_grad_norm()
             ds.step()
@@ -107,7 +112,7 @@ class Engine:
         with torch.compiler.set_stance("force_eager"):
             for batch in batches:
                 total += causal_lm(self.deepspeed, batch, self.world.device).total.item()
-        return all_sum([total], self.world.device)[0] / max(self._distinct_targets(batches), 1)
+        return all_sum([total], self.world.device)[0] / self.copies / max(self._distinct_targets(batches), 1)
 
     def _distinct_targets(self, batches: list[Batch]) -> int:
         """Valid targets of all ranks' batches, each counted once although several ranks may read the same rows."""
@@ -125,8 +130,19 @@ class Engine:
         """Stage 0 keeps plain gradients and reports no norm, so it is taken here, before DeepSpeed clips."""
         if self.stage > 0:
             return None
-        grads = [p.grad for p in self.deepspeed.module.parameters() if p.grad is not None]
-        return float(torch.nn.utils.get_total_norm(grads))
+        grads = [(name, p.grad) for name, p in self.deepspeed.module.named_parameters() if p.grad is not None]
+        if self.copies == 1:
+            return float(torch.nn.utils.get_total_norm([grad for _, grad in grads]))
+        whole, sliced = (
+            sum(
+                float(grad.double().square().sum())
+                for name, grad in grads
+                if (sliced_dimension(name) is None) == is_whole
+            )
+            for is_whole in (True, False)
+        )
+        sliced = all_sum([sliced], self.world.device)[0] * self.copies / self.world.size
+        return math.sqrt(whole + sliced)
 
     def _check_finite(self, what: str, value: float, index: int) -> None:
         if not math.isfinite(value):

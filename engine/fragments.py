@@ -4,12 +4,16 @@ A fragment is a run of elements of one flattened parameter that this rank owns, 
 the optimiser steps it in. Saved as fragments, a training state fits any number of ranks and any ZeRO stage.
 """
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+
+from engine.tensor_parallel import slice_index, sliced_dimension
 
 
 @dataclass(frozen=True)
@@ -23,10 +27,33 @@ class Fragment:
     """Tensor the optimiser steps; the key into its state."""
     offset: int
     """First element, within the flattened owner."""
+    columns: "Columns | None" = None
+    """Of a matrix whose columns tensor-parallel ranks share, those that `start` and `numel` count in; None: all."""
 
     def view(self, flat: Tensor) -> Tensor:
         """The fragment's part of `flat`, a tensor laid out like `owner`."""
         return flat.detach().view(-1).narrow(0, self.offset, self.numel)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The slice of a matrix's columns that one tensor-parallel rank has, flattened by itself."""
+
+    part: int
+    parts: int
+    width: int
+    """Columns of one slice."""
+
+    def to_whole(self, places: Tensor) -> Tensor:
+        """Places in the flattened whole matrix from places in the flattened slice."""
+        row, column = places // self.width, places % self.width
+        return row * self.width * self.parts + self.part * self.width + column
+
+    def from_whole(self, places: Tensor) -> Tensor:
+        """The reverse; -1 for what lies in another slice."""
+        row, column = places // (self.width * self.parts), places % (self.width * self.parts)
+        inside = column // self.width == self.part
+        return torch.where(inside, row * self.width + column % self.width, -1)
 
 
 def base_optimizer(engine: Any) -> torch.optim.Optimizer:
@@ -35,21 +62,55 @@ def base_optimizer(engine: Any) -> torch.optim.Optimizer:
 
 
 def parameter_shapes(engine: Any) -> dict[str, list[int]]:
-    """Full shape of every parameter, sharded or not."""
-    return {name: list(getattr(p, "ds_shape", p.shape)) for name, p in engine.module.named_parameters()}
+    """Full shape of every parameter, sharded, sliced or not."""
+    _, slices = slice_index(engine)
+    shapes = {}
+    for name, parameter in engine.module.named_parameters():
+        shapes[name] = list(getattr(parameter, "ds_shape", parameter.shape))
+        if (dimension := sliced_dimension(name)) is not None:
+            shapes[name][dimension] *= slices
+    return shapes
 
 
-def replicated(engine: Any) -> bool:
-    """Whether every rank owns everything (stage 0), so that saving may share the work."""
-    return engine.zero_optimization_stage() == 0
+def owned_here(engine: Any, rank: int, world_size: int) -> list[Fragment]:
+    """This rank's share of all fragments, in which each element of the model occurs on exactly one rank."""
+    index, slices = slice_index(engine)
+    stage, mine = engine.zero_optimization_stage(), fragments(engine)
+    if index > 0:
+        shared = _sharded_over_slices(engine) if stage == 3 else set()
+        mine = [f for f in mine if sliced_dimension(f.name) is not None or f.name in shared]
+    return mine[rank // slices :: world_size // slices] if stage == 0 else mine
+
+
+def _sharded_over_slices(engine: Any) -> set[str]:
+    """Whole parameters that ZeRO 3 shards over all ranks, although tensor-parallel neighbours would have equal ones."""
+    world = dist.get_world_size()
+    parameters = engine.module.named_parameters()
+    return {name for name, p in parameters if dist.get_world_size(p.ds_process_group) == world}
 
 
 def fragments(engine: Any) -> list[Fragment]:
     """All fragments this rank owns. A tied parameter appears once."""
     stage = engine.zero_optimization_stage()
     if stage == 0:
-        return [Fragment(name, 0, p.numel(), p, 0) for name, p in engine.module.named_parameters()]
-    return list(_partitioned(engine.optimizer) if stage == 3 else _flattened(engine.optimizer))
+        found: Iterator[Fragment] = (Fragment(name, 0, p.numel(), p, 0) for name, p in engine.module.named_parameters())
+    else:
+        found = _partitioned(engine.optimizer) if stage == 3 else _flattened(engine.optimizer)
+    index, slices = slice_index(engine)
+    if slices == 1:
+        return list(found)
+    shapes = parameter_shapes(engine)
+    return [_within_whole(fragment, shapes[fragment.name], index, slices) for fragment in found]
+
+
+def _within_whole(fragment: Fragment, shape: list[int], index: int, slices: int) -> Fragment:
+    """A fragment of slice `index` of a parameter, as a part of the whole parameter of `shape`."""
+    dimension = sliced_dimension(fragment.name)
+    if dimension is None:
+        return fragment
+    if dimension == 0:  # rows of the whole, one after the other
+        return replace(fragment, start=fragment.start + index * math.prod(shape) // slices)
+    return replace(fragment, columns=Columns(index, slices, shape[1] // slices))
 
 
 def owners(engine: Any) -> list[Tensor]:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from config.errors import CheckpointError
-from engine.fragments import Fragment, base_optimizer, fragments, parameter_shapes, publish, replicated
+from engine.fragments import Columns, Fragment, base_optimizer, fragments, owned_here, parameter_shapes, publish
 from engine.muon import MOMENTUM, Muon
 
 WEIGHT = "weight"
@@ -24,14 +24,11 @@ FRAGMENTS = "fragments"
 
 def write_fragments(folder: Path, engine: Any, rank: int, world_size: int) -> Path:
     """Write this rank's share of weights (fp32) and optimiser moments; returns the file. Checked by reading it back."""
-    mine = fragments(engine)
-    if replicated(engine):
-        mine = mine[rank::world_size]
     moments = base_optimizer(engine).state
     tensors = {}
-    for fragment in mine:
+    for fragment in owned_here(engine, rank, world_size):
         for kind, flat in _flat_tensors(fragment, moments):
-            tensors[f"{kind}/{fragment.name}/{fragment.start}"] = fragment.view(flat).contiguous()
+            tensors[_key(kind, fragment)] = fragment.view(flat).contiguous()
     path = folder / FRAGMENTS / _rank_file(rank)
     try:
         save_file(tensors, path)
@@ -113,8 +110,13 @@ def check_shapes(folder: Path, saved: dict[str, list[int]], wanted: dict[str, li
 class Piece:
     start: int
     numel: int
+    columns: Columns | None
     key: str
     file: Any
+
+    def elements(self, first: int, last: int) -> Tensor:
+        """Its elements from place `first` to `last` of the flattened parameter, or of its columns."""
+        return self.file.get_slice(self.key)[first - self.start : last - self.start]
 
 
 class FragmentIndex:
@@ -143,16 +145,15 @@ class FragmentIndex:
     def _copy(self, kind: str, fragment: Fragment, target: Tensor) -> int:
         """Copy what the opened files hold, once it is all there; returns how many elements are still missing."""
         end = fragment.start + fragment.numel
-        overlaps = [
-            (piece, max(piece.start, fragment.start), min(piece.start + piece.numel, end))
-            for piece in self._pieces[kind, fragment.name]
-        ]
+        pieces = self._pieces[kind, fragment.name]
+        if any(piece.columns != fragment.columns for piece in pieces):
+            return _copy_across_columns(pieces, fragment, target)
+        overlaps = [(piece, max(piece.start, fragment.start), min(piece.start + piece.numel, end)) for piece in pieces]
         overlaps = [(piece, first, last) for piece, first, last in overlaps if first < last]
         missing = fragment.numel - sum(last - first for _, first, last in overlaps)
         if not missing:
             for piece, first, last in overlaps:
-                values = piece.file.get_slice(piece.key)[first - piece.start : last - piece.start]
-                target[first - fragment.start : last - fragment.start].copy_(values)
+                target[first - fragment.start : last - fragment.start].copy_(piece.elements(first, last))
         return missing
 
     def _open_next(self) -> bool:
@@ -161,10 +162,35 @@ class FragmentIndex:
             return False
         file = safe_open(path, "pt").__enter__()
         for key in file.keys():  # noqa: SIM118 (not a mapping)
-            kind, name, start = key.split("/")
+            kind, name, start, *columns = key.split("/")
             numel = file.get_slice(key).get_shape()[0]
-            self._pieces[kind, name].append(Piece(int(start), numel, key, file))
+            self._pieces[kind, name].append(
+                Piece(int(start), numel, Columns(*map(int, columns)) if columns else None, key, file)
+            )
         return True
+
+
+def _copy_across_columns(pieces: list[Piece], fragment: Fragment, target: Tensor) -> int:
+    """Copy between different slices of a matrix's columns, place by place; returns how many elements are missing."""
+    places = torch.arange(fragment.start, fragment.start + fragment.numel)
+    whole = fragment.columns.to_whole(places) if fragment.columns else places
+    missing = fragment.numel
+    for piece in pieces:
+        there = piece.columns.from_whole(whole) if piece.columns else whole
+        found = (there >= piece.start) & (there < piece.start + piece.numel)
+        if found.any():
+            first, last = int(there[found].min()), int(there[found].max()) + 1
+            values = piece.elements(first, last)[there[found] - first]
+            target[found.to(target.device)] = values.to(target.device, target.dtype)
+            missing -= int(found.sum())
+    return missing
+
+
+def _key(kind: str, fragment: Fragment) -> str:
+    """`kind/parameter/start`, and for some columns of a matrix `/part/parts/width`."""
+    columns = fragment.columns
+    tail = f"/{columns.part}/{columns.parts}/{columns.width}" if columns else ""
+    return f"{kind}/{fragment.name}/{fragment.start}{tail}"
 
 
 def sync(path: Path) -> None:
