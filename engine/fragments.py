@@ -72,14 +72,19 @@ def parameter_shapes(engine: Any) -> dict[str, list[int]]:
     return shapes
 
 
+def replicated(engine: Any) -> bool:
+    """Whether every rank (of one slice) owns everything: stage 0."""
+    return engine.zero_optimization_stage() == 0
+
+
 def owned_here(engine: Any, rank: int, world_size: int) -> list[Fragment]:
     """This rank's share of all fragments, in which each element of the model occurs on exactly one rank."""
     index, slices = slice_index(engine)
-    stage, mine = engine.zero_optimization_stage(), fragments(engine)
+    mine = fragments(engine)
     if index > 0:
-        shared = _sharded_over_slices(engine) if stage == 3 else set()
+        shared = _sharded_over_slices(engine) if engine.zero_optimization_stage() == 3 else set()
         mine = [f for f in mine if sliced_dimension(f.name) is not None or f.name in shared]
-    return mine[rank // slices :: world_size // slices] if stage == 0 else mine
+    return mine[rank // slices :: world_size // slices] if replicated(engine) else mine
 
 
 def _sharded_over_slices(engine: Any) -> set[str]:

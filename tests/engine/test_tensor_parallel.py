@@ -68,6 +68,7 @@ def test_columns_of_a_matrix_are_found_in_the_whole():
     [
         (["engine.tensor_parallel=3"], "engine.tensor_parallel 3 does not divide model.num_heads 4"),
         (["engine.tensor_parallel=2", "model.num_kv_heads=1"], "2 does not divide model.num_kv_heads 1"),
+        (["engine.tensor_parallel=2", "optimizer.name=muon"], "engine.tensor_parallel 2 does not work with optimizer.name muon"),
         (["engine.tensor_parallel=2", "engine.sequence_parallel=2"], "engine.sequence_parallel 2 does not work with engine.tensor_parallel 2"),
     ],
 )  # fmt: skip
