@@ -10,8 +10,9 @@ from model.hf.bert import BERT, BERT_MASKED_LM
 from model.hf.gpt2 import GPT2
 from model.hf.llama import LLAMA, MISTRAL, QWEN3
 from model.hf.modernbert import MODERNBERT
+from model.hf.t5 import T5, T5_UNGATED
 
-ARCHITECTURES = (GPT2, LLAMA, MISTRAL, QWEN3, BERT, BERT_MASKED_LM, MODERNBERT)
+ARCHITECTURES = (GPT2, LLAMA, MISTRAL, QWEN3, BERT, BERT_MASKED_LM, MODERNBERT, T5)
 
 
 def architecture(config: TransformerConfig) -> Architecture:
@@ -33,6 +34,8 @@ def _nearest(config: Any) -> Architecture:
     if config.family == "bert":
         classic = BERT if config.pooler else BERT_MASKED_LM
         return classic if config.position == "learned" else MODERNBERT
+    if config.family == "t5":
+        return T5 if config.gated else T5_UNGATED
     if config.position == "learned":
         return GPT2
     if config.qk_norm:
@@ -68,14 +71,15 @@ def from_hf_config(hf: dict[str, Any], source: str) -> TransformerConfig:
         for setting, values in theirs.fixed.items():
             require(hf, setting, values)
         known = {"initializer_range": 0.02, **theirs.defaults, **hf}
-        return theirs.config(
-            preset=theirs.preset,
-            vocab_size=known["vocab_size"],
-            tied_embeddings=known["tie_word_embeddings"],
-            init_std=known["initializer_range"],
+        settings = {
+            "preset": theirs.preset,
+            "vocab_size": known["vocab_size"],
+            "tied_embeddings": known["tie_word_embeddings"],
+            "init_std": known["initializer_range"],
             **{ours: known[setting] for setting, ours in theirs.settings.items()},
             **theirs.read(hf),
-        )
+        }
+        return theirs.config(**settings)
     except KeyError as error:
         raise ConfigError(f"{source}: setting {error} is missing") from None
     except ValidationError as error:

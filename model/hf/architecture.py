@@ -12,7 +12,10 @@ ACTIVATIONS = {
 }  # fmt: skip
 """Theirs and ours; of several names for one, the first is written."""
 
-RESOLVED = {"num_kv_heads": "kv_heads", "head_size": "head_width", "ffn_size": "ffn_width"}
+RESOLVED = {
+    "num_kv_heads": "kv_heads", "head_size": "head_width", "ffn_size": "ffn_width",
+    "num_decoder_layers": "decoder_layers",
+}  # fmt: skip
 """Settings that may be left out, and the property with the value they then have."""
 
 
