@@ -165,7 +165,7 @@ class EngineSection(Section):
     precision: Literal["auto", "fp32", "bf16_autocast", "bf16", "fp16"] = "auto"
     """auto: bf16_autocast where the device computes bf16 fast, else fp32. bf16_autocast: fp32 weights, bf16 matrix
     products. bf16, fp16: low-precision weights with fp32 master copies (ZeRO 1 to 3)."""
-    kernel: Literal["auto", "flash", "varlen", "sdpa", "reference"] = "auto"
+    kernel: Literal["auto", "flash", "varlen", "flex", "sdpa", "reference"] = "auto"
     """Attention kernel. auto: the fastest one that supports the model on the device."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile of each block. auto: on for a GPU and for long runs on a CPU with fast bf16, off under ZeRO 3."""

@@ -42,8 +42,6 @@ def share_attention(choice: Choice[Kernel], size: int) -> Choice[Kernel]:
         k_BTKE, v_BTKE = (x.repeat_interleave(copies, dim=2) if copies > 1 else x for x in (k_BTKE, v_BTKE))
         if has_whole_rows(layout):
             layout = None
-        elif kernel.dense_mask:
-            layout = layout.with_mask(options["spec"])
         return exchange(q_BTHE, k_BTKE, v_BTKE, 0, layout=layout, **options)
 
     # Not traced: the compiler would take the exchange apart, and with it its gradient.

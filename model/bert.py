@@ -71,7 +71,9 @@ class Bert(nn.Module):
         """Hidden states [B, T, D]."""
         positions = self._positions(tokens_BT, layout)
         x_BTD = self._embed(tokens_BT, positions, token_types_BT)
-        views = {spec: (self._rotary(positions, spec), self._masked(layout, spec)) for spec in set(self.specs)}
+        views = {
+            spec: (self._rotary(positions, spec), self.kernel.prepare(spec, x_BTD, layout)) for spec in set(self.specs)
+        }
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
         for block, spec in zip(self.blocks, self.specs, strict=True):
             rotary, seen = views[spec]
@@ -107,6 +109,3 @@ class Bert(nn.Module):
             return None
         local_theta = self.config.local_rope_theta if spec.window is not None else None
         return rotary_table(positions, self.config.head_width, local_theta or self.config.rope_theta)
-
-    def _masked(self, layout: Layout | None, spec: AttentionSpec) -> Layout | None:
-        return layout.with_mask(spec) if layout is not None and self.kernel.dense_mask else layout

@@ -48,8 +48,7 @@ class GPT(nn.Module):
         positions = self._positions(tokens_BT, layout, cache)
         x_BTD = self._embed(tokens_BT, positions)
         rotary = self._rotary(positions)
-        if layout is not None and self.kernel.dense_mask:
-            layout = layout.with_mask(self.spec)
+        layout = self.kernel.prepare(self.spec, x_BTD, layout)
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
         for i, block in enumerate(self.blocks):
             if recompute:

@@ -4,7 +4,7 @@ Letters: B rows, T row length, N = B x T tokens, S documents.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,8 +26,10 @@ class Layout:
     """Position of each token in its document, int64."""
     document_ids_BT: Tensor
     """Number of each token's document, int32."""
-    mask_B1TT: Tensor | None = None
-    """True where a query (third axis) may see a key (last axis); only for kernels that take a dense mask."""
+    mask_B1TS: Tensor | None = None
+    """True where a query (third axis) may see a key (last axis); set once per forward pass, see Kernel.prepare."""
+    block_mask: Any = None
+    """The same as flex attention wants it."""
 
     @classmethod
     def from_cu_seqlens(
@@ -65,19 +67,45 @@ class Layout:
         total = torch.tensor([len(lengths) * length])
         return cls.from_cu_seqlens(torch.cat([boundaries, total]), len(lengths), length, device)
 
-    def with_mask(self, spec: AttentionSpec) -> "Layout":
-        """The same layout with the dense mask of one kind of self-attention: inside a document, as the spec says."""
-        ids = self.document_ids_BT
-        same_document = ids[:, :, None] == ids[:, None, :]
-        return replace(
-            self, mask_B1TT=(same_document & visible_keys(spec, *ids.shape[1:] * 2, ids.device)).unsqueeze(1)
+    @classmethod
+    def whole_rows(cls, rows: int, length: int, device: Any = None) -> "Layout":
+        """Layout of rows of one document each."""
+        return cls(
+            cu_seqlens=torch.arange(0, rows * length + 1, length, dtype=torch.int32, device=device),
+            max_seqlen=length,
+            positions_BT=torch.arange(length, device=device).expand(rows, -1),
+            document_ids_BT=torch.arange(rows, dtype=torch.int32, device=device).unsqueeze(1).expand(-1, length),
         )
 
-    def with_source_mask(self) -> "Layout":
-        """The same layout with the dense mask [B, 1, 1, S] of attention from other tokens: they see the first document of
-        each row, which is the text of a padded one."""
-        ids = self.document_ids_BT
-        return replace(self, mask_B1TT=(ids == ids[:, :1])[:, None, None, :])
+
+def document_numbers(layout: Layout | None, keys: Layout | None, queries: int) -> tuple[Tensor, Tensor]:
+    """Numbers of the queries' [B, T] and the keys' [B, S] documents, equal where a query may see a key.
+
+    In cross-attention the nth document of a row of queries sees the nth document of the same row of keys, or its last
+    one if it has fewer, as a padded row may. Without a layout a row of queries is one document.
+    """
+    if keys is None:
+        assert layout is not None
+        return layout.document_ids_BT, layout.document_ids_BT
+    k_BS = keys.document_ids_BT - keys.document_ids_BT[:, :1]
+    if layout is None:
+        return k_BS.new_zeros(len(k_BS), queries), k_BS
+    q_BT = layout.document_ids_BT - layout.document_ids_BT[:, :1]
+    return q_BT.minimum(k_BS[:, -1:]), k_BS
+
+
+def dense_mask(
+    spec: AttentionSpec, layout: Layout | None, keys: Layout | None, queries: int, length: int, device: torch.device
+) -> Tensor:
+    """True where a query may see a key, [B, 1, T, S], or [1, 1, T, S] if it is the same for all rows. Of `length` keys."""
+    prepared = (keys or layout) and (keys or layout).mask_B1TS
+    if prepared is not None:
+        return prepared
+    visible = visible_keys(spec, queries, length, device)[None, None]
+    if layout is None and keys is None:
+        return visible
+    q_BT, k_BS = document_numbers(layout, keys, queries)
+    return (q_BT[:, None, :, None] == k_BS[:, None, None, :]) & visible
 
 
 def visible_keys(spec: AttentionSpec, queries: int, keys: int, device: torch.device) -> Tensor:

@@ -53,9 +53,9 @@ class T5(nn.Module):
         """
         start = cache.length if cache else 0
         source_BSD = None if start else self.encode(source_BS, source_layout)
-        if source_layout is not None and self.kernel.dense_mask:
-            source_layout = source_layout.with_source_mask()
         x_BTD = self.embed_dropout(self.embed_tokens(tokens_BT))
+        if source_layout is not None:
+            source_layout = self.kernel.prepare(attention_spec(self.config, causal=False), x_BTD, None, source_layout)
         x_BTD = self.decoder(x_BTD, layout, cache, source_BSD, source_layout) * self.output_scale
         return x_BTD if labels_BT is None else self.lm_head(x_BTD, labels_BT)
 
@@ -87,8 +87,7 @@ class Stack(nn.Module):
         """Hidden states [B, T, D]; `source` are further arguments of every block."""
         length = x_BTD.shape[1]
         bias_HTS = self.relative_embed(length, length + (cache.length if cache else 0))
-        if layout is not None and self.kernel.dense_mask:
-            layout = layout.with_mask(self.spec)
+        layout = self.kernel.prepare(self.spec, x_BTD, layout)
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
         for i, block in enumerate(self.blocks):
             context = (None, layout, cache.layers[i] if cache else None, bias_HTS, *source)

@@ -6,7 +6,7 @@ from torch._dynamo.utils import counters
 
 import model
 from config.derive import count_parameters
-from model.layout import Layout
+from model.layout import Layout, dense_mask
 from model.spec import AttentionSpec
 from tests.model.tiny import assert_close, random_tokens, tiny_config, tiny_model
 
@@ -56,7 +56,7 @@ def test_layout_describes_the_documents():
     assert layout.max_seqlen == 3
     assert layout.positions_BT.tolist() == [[0, 1, 2, 0, 1], [0, 1, 0, 1, 2]]
     assert layout.document_ids_BT.tolist() == [[0, 0, 0, 1, 1], [2, 2, 3, 3, 3]]
-    assert layout.with_mask(AttentionSpec()).mask_B1TT[0, 0].int().tolist() == [
+    assert dense_mask(AttentionSpec(), layout, None, 5, 5, layout.cu_seqlens.device)[0, 0].int().tolist() == [
         [1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 1, 1],
     ]  # fmt: skip
 
