@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from config import ConfigError, GroundworkError, RunConfig
 from config.command_line import Answered, CommandLine, parse_command_line
 from config.debug import STEPS_SHOWN
+from config.objective_schema import WRITE_TEXT
 from config.parallel import data_rank_and_size
 from config.rendezvous import rank_and_size
 
@@ -42,19 +43,26 @@ def main(arguments: list[str]) -> int:
 
 def open_data(config: RunConfig) -> "tuple[Stream, Tokenizer]":
     """The training data as this rank reads it. Raises DataError, or ConfigError if the model's vocabulary is too small."""
-    from data.dataset import load_tokenizer
+    from data.specials import training_tokenizer
     from data.stream import open_stream
 
     path, vocab_size = config.data.datasets[0].path, config.model.vocab_size
-    tokenizer = load_tokenizer(path)
+    tokenizer = training_tokenizer(config.data, config.objective)
     if tokenizer.vocab_size > vocab_size:
         raise ConfigError(
-            f"model.vocab_size {vocab_size:,} is smaller than the {tokenizer.vocab_size:,} tokens of {path}: set it to "
-            "at least that many, best to a multiple of 64"
+            f"model.vocab_size {vocab_size:,} is smaller than the {tokenizer.vocab_size:,} tokens of {path} and objective "
+            f"{config.objective.name}: set it to at least that many, best to a multiple of 64"
         )
     rank, size = data_rank_and_size(config.engine, *rank_and_size(os.environ))
-    seed = config.run.seed
-    stream = open_stream(config.data, config.batch, seed=seed, vocab_size=vocab_size, rank=rank, world_size=size)
+    stream = open_stream(
+        config.data,
+        config.batch,
+        config.objective,
+        seed=config.run.seed,
+        vocab_size=vocab_size,
+        rank=rank,
+        world_size=size,
+    )
     return stream, tokenizer
 
 
@@ -103,7 +111,7 @@ def train(command: CommandLine, stream: "Stream", tokenizer: "Tokenizer") -> int
             stopping = stop.agreed(world)
             if config.validation.is_due(state.step, last):
                 monitor.validation(state.step, engine.evaluate(held_out))
-                if config.monitor.sample_tokens:
+                if config.monitor.sample_tokens and config.objective.name in WRITE_TEXT:
                     monitor.sample(state.step, continue_prompt(engine, tokenizer, state.step))
             if stopping or config.checkpoint.is_due(state.step, last):
                 path = save(run.checkpoints, engine.deepspeed, state, documents, world, config.checkpoint.keep_last)

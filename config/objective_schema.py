@@ -26,6 +26,9 @@ class CausalLM(Section):
     """Share of the rearranged documents in the order suffix, prefix, middle; the others are prefix, suffix, middle."""
 
 
+CAUSAL_LM = CausalLM()
+
+
 class MaskedLM(Section):
     """Predict hidden tokens from both sides (BERT, arXiv:1810.04805)."""
 
@@ -106,6 +109,9 @@ OBJECTIVES = {
 }
 """What each family can learn; the first is its default."""
 
+WRITE_TEXT = ("causal_lm",)
+"""Objectives after which a model continues a prompt."""
+
 
 @dataclass(frozen=True)
 class RowShape:
@@ -119,6 +125,8 @@ class RowShape:
     """Length of the decoder's row; 0 without one."""
     rows: int = 1
     """Rows that the model reads for it."""
+    padded: bool = False
+    """Whether rows may be shorter than their length."""
     spans: int = 0
     """Spans cut out of the text."""
     noise: int = 0
@@ -130,12 +138,12 @@ def row_shape(objective: ObjectiveConfig, row_length: int) -> RowShape:
     if isinstance(objective, CausalLM):
         return RowShape(row_length, row_length)
     if isinstance(objective, PrefixLM):
-        shape = RowShape(row_length, row_length, decoder=row_length)
+        shape = RowShape(row_length, row_length, decoder=row_length, padded=True)
     elif isinstance(objective, MaskedLM):
-        specials = 2 if objective.pairs == "none" else 3
-        shape = RowShape(row_length - specials, row_length)
+        pairs = objective.pairs != "none"
+        shape = RowShape(row_length - 2 - pairs, row_length, padded=pairs)
     elif isinstance(objective, Contrastive):
-        shape = RowShape(int((row_length - 2) / objective.max_crop), row_length, rows=2)
+        shape = RowShape(int((row_length - 2) / objective.max_crop), row_length, rows=2, padded=True)
     else:
         shape = _corrupted(objective, row_length)
     if shape.text < 2:

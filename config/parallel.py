@@ -70,6 +70,11 @@ def _check_tensor_parallel(config: "RunConfig", size: int) -> None:
         raise ValueError(
             f"{asked} does not work with model.family t5, whose relative bias belongs to all heads at once: set it to 1"
         )
+    if isinstance(config.objective, Contrastive):
+        raise ValueError(
+            f"{asked} does not work with objective.name contrastive, whose negatives would come twice, from each rank that "
+            "computes the same rows: set it to 1"
+        )
     if config.optimizer.name == "muon":
         raise ValueError(
             f"{asked} does not work with optimizer.name muon, which orthogonalises whole matrices, not slices: set it to 1"

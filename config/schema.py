@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from config.model_schema import ModelConfig
-from config.objective_schema import OBJECTIVES, CausalLM, Contrastive, MaskedLM, ObjectiveConfig, row_shape
+from config.objective_schema import CAUSAL_LM, OBJECTIVES, CausalLM, Contrastive, MaskedLM, ObjectiveConfig, row_shape
 from config.parallel import check_parallel
 from config.section import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
 
@@ -232,7 +232,7 @@ class RunConfig(Section):
     run: RunSection = RunSection()
     data: DataSection
     model: ModelConfig
-    objective: ObjectiveConfig = CausalLM()
+    objective: ObjectiveConfig = CAUSAL_LM
     batch: BatchSection
     optimizer: OptimizerSection
     schedule: ScheduleSection

@@ -40,7 +40,7 @@ class Order:
         epoch_N, position_N = np.divmod(index_N, self.rows)
         if self.shuffle == "none":
             return position_N
-        key = _subkey(np.array([self.key], np.uint64), _once_if_equal(epoch_N))
+        key = subkey(np.array([self.key], np.uint64), _once_if_equal(epoch_N))
         if self.shuffle == "full":
             return permute(position_N, self.rows, key)
         return self._permute_blocks(position_N, key)
@@ -50,14 +50,14 @@ class Order:
 
         The rows of the last, short block stay at the end of the epoch, but the rotation makes them other rows each time.
         """
-        block_key, rotation_key = _subkey(key, np.array([0])), _subkey(key, np.array([1]))
+        block_key, rotation_key = subkey(key, np.array([0])), subkey(key, np.array([1]))
         window_rows = self.block_rows * self.window_blocks
         window_N = position_N // window_rows
         size_N = np.minimum(window_rows, self.rows - window_N * window_rows)
         slot_N = window_N * window_rows
         for size in np.unique(size_N):
             here = size_N == size
-            window_key = _subkey(_select(key, here), 2 + _once_if_equal(window_N[here]))
+            window_key = subkey(_select(key, here), 2 + _once_if_equal(window_N[here]))
             slot_N[here] += permute(position_N[here] % window_rows, int(size), window_key)
 
         block_N, within_N = np.divmod(slot_N, self.block_rows)
@@ -68,9 +68,10 @@ class Order:
         return (block_N * self.block_rows + within_N + rotation) % self.rows
 
 
-def derive_key(seed: int, manifest_hash: str, dataset: int) -> int:
-    """Key of a dataset's order: 64 bits of BLAKE2b over the run's seed, the dataset's content and its place in the mixture."""
-    digest = hashlib.blake2b(f"{seed}:{manifest_hash}:{dataset}".encode(), digest_size=8).digest()
+def derive_key(seed: int, name: str, number: int) -> int:
+    """64 bits of BLAKE2b over the run's seed, what the key is for (of an order the dataset's manifest hash, otherwise an
+    objective) and a number (of an order the dataset's place in the mixture)."""
+    digest = hashlib.blake2b(f"{seed}:{name}:{number}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 
 
@@ -82,7 +83,7 @@ def permute(position_N: NDArray[np.int64], size: int, key: NDArray[np.uint64]) -
     assert 1 <= size <= 2**62
     width = math.isqrt(size - 1) + 1
     height = -(-size // width)
-    round_keys = _subkey(key, np.arange(ROUNDS)[:, None])
+    round_keys = subkey(key, np.arange(ROUNDS)[:, None])
     value_N = _feistel(position_N.astype(np.uint64), width, height, round_keys).astype(np.int64)
     outside = value_N >= size
     if outside.any():
@@ -114,7 +115,7 @@ def _shift(half_N: NDArray[np.uint64], word_N: NDArray[np.uint64], modulus: np.u
     return np.minimum(word_N, word_N - modulus)  # below the modulus the difference wraps around to a huge number
 
 
-def _subkey(key: NDArray[np.uint64], number: NDArray[np.int64]) -> NDArray[np.uint64]:
+def subkey(key: NDArray[np.uint64], number: NDArray[np.int64]) -> NDArray[np.uint64]:
     """Key `number` of those that descend from `key`: the SplitMix64 generator (Steele, Lea, Flood 2014), seekable."""
     word = key + GOLDEN * (number.astype(np.uint64) + np.uint64(1))
     word = (word ^ (word >> np.uint64(30))) * MULTIPLY_1

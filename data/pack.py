@@ -5,8 +5,10 @@ and, one further, T targets. Neighbouring rows share one token, so that an epoch
 first token and up to T at the end are never predicted.
 """
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Protocol
 
@@ -51,13 +53,15 @@ class Rows:
         self, datasets: Sequence[Sequence[TokenFile]], row_length: int, vocab_size: int, split: Split = "train"
     ) -> None:
         self.row_length = row_length
-        self._vocab_size = vocab_size
+        self.vocab_size = vocab_size
         self._shards = [shard for shards in datasets for shard in shards]
         self._tokens = [np.asarray(shard.tokens) for shard in self._shards]
         self._windows = [_windows(tokens, row_length + 1) for tokens in self._tokens]
         lengths = np.array([tokens.size for tokens in self._tokens], np.int64)
         self._shard_start = np.cumsum(lengths) - lengths
         tokens_K = np.array([sum(shard.tokens.size for shard in shards) for shards in datasets], np.int64)
+        shards_K = [len(shards) for shards in datasets]
+        self._shards_of_K = [range(end - count, end) for count, end in zip(shards_K, accumulate(shards_K), strict=True)]
         self._dataset_start_K = np.cumsum(tokens_K) - tokens_K
         self.count_K = (tokens_K - 1) // row_length
         """Rows of each dataset."""
@@ -65,8 +69,8 @@ class Rows:
         for name, tokens, count in zip(self.names, tokens_K, self.count_K, strict=True):
             if count < 1:
                 raise DataError(
-                    f"{name}: its {split} split has {tokens:,} tokens, but a row takes data.row_length + 1 = "
-                    f"{row_length + 1:,}; {REMEDIES[split]}, or lower data.row_length"
+                    f"{name}: its {split} split has {tokens:,} tokens, but one row reads {row_length + 1:,}; "
+                    f"{REMEDIES[split]}, or lower data.row_length"
                 )
 
     def locate(self, dataset_N: NDArray[np.int64], row_N: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -87,9 +91,57 @@ class Rows:
         else:
             spans = [self._span(shard, begin) for shard, begin in zip(shards, begins, strict=True)]
             token_NS = np.concatenate(spans).reshape(len(spans), -1)
-        if token_NS.view(f"u{token_NS.itemsize}").max() >= self._vocab_size:  # a negative id, read as unsigned, is huge
+        if self._is_outside_vocabulary(token_NS):
             raise self._outside_vocabulary(address_N2)
         return token_NS.astype(np.int64)
+
+    def read_part(self, shard: int, begin: int, end: int) -> NDArray[np.int64]:
+        """Token ids of a shard from `begin` to `end`. Raises DataError at one outside the model's vocabulary."""
+        token_N = self._tokens[shard][begin:end]
+        if token_N.size and self._is_outside_vocabulary(token_N):
+            raise self._outside_vocabulary_at(shard, begin, end)
+        return token_N.astype(np.int64)
+
+    def document_at(self, shard: int, place: int) -> tuple[int, int, int]:
+        """Shard, number in it and place there of the document that holds a token. The place is counted from the start of
+        `shard` and may lie in a later one."""
+        while place >= self._tokens[shard].size:
+            shard, place = shard + 1, place - self._tokens[shard].size
+        number = bisect_right(self._shards[shard].pointers, place * self._tokens[shard].itemsize) - 1
+        return shard, number, place
+
+    def document_bounds(self, shard: int, number: int) -> tuple[int, int]:
+        """First token of a document in its shard, and the one after its last."""
+        pointers, itemsize = self._shards[shard].pointers, self._tokens[shard].itemsize
+        end = int(pointers[number + 1]) // itemsize if number + 1 < len(pointers) else self._tokens[shard].size
+        return int(pointers[number]) // itemsize, end
+
+    def documents_beside(self, shard: int) -> range:
+        """Numbers of all documents of the shard's dataset, counted through all shards."""
+        shards = next(shards for shards in self._shards_of_K if shard in shards)
+        return range(self._documents_before[shards.start], self._documents_before[shards.stop])
+
+    def document_number(self, shard: int, number: int) -> int:
+        """Number of a shard's document, counted through all shards."""
+        return self._documents_before[shard] + number
+
+    def document_numbered(self, number: int) -> tuple[int, int]:
+        """Shard and number in it: the inverse of `document_number`."""
+        shard = bisect_right(self._documents_before, number) - 1
+        return shard, number - self._documents_before[shard]
+
+    @property
+    def documents_K(self) -> list[int]:
+        """Documents of each dataset."""
+        return [len(self.documents_beside(shards.start)) for shards in self._shards_of_K]
+
+    @cached_property
+    def _documents_before(self) -> list[int]:
+        """Documents in all shards before each, and in all of them."""
+        return [0, *accumulate(len(shard.pointers) for shard in self._shards)]
+
+    def _is_outside_vocabulary(self, tokens: NDArray[np.integer]) -> bool:
+        return bool(tokens.view(f"u{tokens.itemsize}").max() >= self.vocab_size)  # -1, read as unsigned, is huge
 
     def document_starts(self, address_N2: NDArray[np.int64]) -> NDArray[np.int64]:
         """Which targets of the rows are the first token of a document: their places in the flattened targets [N * T]."""
@@ -122,15 +174,18 @@ class Rows:
         """The message for the first token id that the model has no embedding for."""
         for row_shard, row_begin in address_N2.tolist():
             for shard, begin, end in self._pieces(row_shard, row_begin, self.row_length + 1):
-                tokens = self._tokens[shard][begin:end].astype(np.int64)
-                wrong = np.flatnonzero((tokens < 0) | (tokens >= self._vocab_size))
-                if wrong.size:
-                    return DataError(
-                        f"{self._shards[shard].prefix}.bin: token id {tokens[wrong[0]]:,} at position "
-                        f"{begin + wrong[0]:,}, but model.vocab_size is {self._vocab_size:,}; raise model.vocab_size to "
-                        "the tokenizer's size, or prepare the dataset again with the model's tokenizer"
-                    )
+                if self._is_outside_vocabulary(self._tokens[shard][begin:end]):
+                    return self._outside_vocabulary_at(shard, begin, end)
         raise AssertionError("no token id is outside the vocabulary")
+
+    def _outside_vocabulary_at(self, shard: int, begin: int, end: int) -> DataError:
+        tokens = self._tokens[shard][begin:end].astype(np.int64)
+        wrong = np.flatnonzero((tokens < 0) | (tokens >= self.vocab_size))
+        return DataError(
+            f"{self._shards[shard].prefix}.bin: token id {tokens[wrong[0]]:,} at position {begin + wrong[0]:,}, but "
+            f"model.vocab_size is {self.vocab_size:,}; raise model.vocab_size to the tokenizer's size, or prepare the "
+            "dataset again with the model's tokenizer"
+        )
 
 
 def _windows(tokens: NDArray[np.integer], length: int) -> NDArray[np.integer]:

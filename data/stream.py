@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config import DataError
+from config.objective_schema import CAUSAL_LM, ObjectiveConfig, row_shape
 from config.schema import BatchSection, DataSection
-from data.batch import Batch, read_batches
+from data.batch import Batch, Collate, causal_rows, read_batches
 from data.blend import Mixture, Phase
+from data.collate import make_collate
 from data.dataset import Dataset, open_dataset
 from data.manifest import Split
 from data.order import Order, derive_key
@@ -46,9 +48,10 @@ class Stream:
         micro_batch_size: int,
         rank: int = 0,
         world_size: int = 1,
-        document_masking: bool = False,
+        collate: Collate | None = None,
         prefetch_steps: int = 0,
     ) -> None:
+        """`collate` makes the batches; plain causal rows without one."""
         assert global_batch_size % (world_size * micro_batch_size) == 0 and 0 <= rank < world_size
         self._rows = rows
         self._orders = orders
@@ -57,7 +60,7 @@ class Stream:
         self._micro_batch_size = micro_batch_size
         self._rank_rows = global_batch_size // world_size
         self._rank = rank
-        self._document_masking = document_masking
+        self._collate = collate or causal_rows(rows, document_masking=False)
         self._prefetch_steps = prefetch_steps
 
     def locate(self, sample_N: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -93,13 +96,21 @@ class Stream:
         offset_R = self._rank * self._rank_rows + np.arange(self._rank_rows)
         while True:
             sample_SR = cursor + first_S1 + offset_R
-            for address_R2 in self.locate(sample_SR.reshape(-1)).reshape(*sample_SR.shape, 2):
+            address_SR2 = self.locate(sample_SR.reshape(-1)).reshape(*sample_SR.shape, 2)
+            for address_R2, sample_R in zip(address_SR2, sample_SR, strict=True):
                 cursor += self._global_batch_size
-                yield read_batches(self._rows, address_R2, self._micro_batch_size, self._document_masking), cursor
+                yield read_batches(self._collate, address_R2, sample_R, self._micro_batch_size), cursor
 
 
 def open_stream(
-    data: DataSection, batch: BatchSection, *, seed: int, vocab_size: int, rank: int = 0, world_size: int = 1
+    data: DataSection,
+    batch: BatchSection,
+    objective: ObjectiveConfig = CAUSAL_LM,
+    *,
+    seed: int,
+    vocab_size: int,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Stream:
     """The training stream of a recipe. No token is read before the first step.
 
@@ -107,14 +118,15 @@ def open_stream(
     ConfigError if the mixture cannot be blended.
     """
     datasets = open_datasets(data, "train")
-    rows = Rows([dataset.shards for dataset in datasets], data.row_length, vocab_size)
+    text = row_shape(objective, data.row_length).text
+    rows = Rows([dataset.shards for dataset in datasets], text, vocab_size)
     keys = [derive_key(seed, dataset.manifest.hash, number) for number, dataset in enumerate(datasets)]
     orders = [
         Order(count, key, data.shuffle, data.shuffle_block_rows, data.shuffle_window_blocks)
         for count, key in zip(rows.count_K.tolist(), keys, strict=True)
     ]
     phases = [Phase(0, [dataset.weight for dataset in data.datasets])]
-    phases += [Phase(-(-phase.from_tokens // data.row_length), phase.weights) for phase in data.mixture_schedule]
+    phases += [Phase(-(-phase.from_tokens // text), phase.weights) for phase in data.mixture_schedule]
     return Stream(
         rows,
         orders,
@@ -123,7 +135,7 @@ def open_stream(
         micro_batch_size=batch.micro_batch_size,
         rank=rank,
         world_size=world_size,
-        document_masking=data.document_masking,
+        collate=make_collate(rows, data, objective, seed),
         prefetch_steps=data.prefetch_steps,
     )
 

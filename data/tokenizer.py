@@ -52,6 +52,36 @@ class Tokenizer:
         """SHA-256 of the content, in hex, whatever its spacing and key order."""
         return hashlib.sha256(canonical_json(json.loads(self.spec)).encode()).hexdigest()
 
+    @cached_property
+    def special_ids(self) -> tuple[int, ...]:
+        """Ids of all special tokens."""
+        return tuple(token["id"] for token in json.loads(self.spec)["added_tokens"] if token["special"])
+
+    def ids_of(self, names: Sequence[str]) -> list[int]:
+        """Ids of tokens by name. All must be in the vocabulary."""
+        vocab = self._model.get_vocab(with_added_tokens=True)
+        return [vocab[name] for name in names]
+
+    def with_special_tokens(self, names: Sequence[str]) -> "Tokenizer":
+        """The same tokenizer with these special tokens: its own where it has them, new ones above its last id, in order.
+
+        Raises DataError if there is no room above.
+        """
+        special = {self._model.id_to_token(number) for number in self.special_ids}
+        missing = [name for name in names if name not in special]
+        if not missing:
+            return self
+        model = tokenizers.Tokenizer.from_str(self.spec)
+        new = [name for name in missing if model.token_to_id(name) is None]
+        model.add_special_tokens(missing)
+        for name, expected in zip(new, range(self.vocab_size, self.vocab_size + len(new)), strict=True):
+            if model.token_to_id(name) != expected:
+                raise DataError(
+                    f"the tokenizer's ids have gaps: {name} would get id {model.token_to_id(name)}, not {expected}; "
+                    "prepare the dataset with a tokenizer whose ids are 0, 1, 2, ... without gaps"
+                )
+        return Tokenizer(model.to_str())
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without an end-of-document token."""
         return self._model.encode(text, add_special_tokens=False).ids

@@ -7,12 +7,14 @@ from config import Choice, RunConfig
 from config.derive import FLOPS_CONVENTION, Derived, derive
 from config.ds_config import read_ds_config
 from config.ds_json import deepspeed_json, resolve_precision
+from config.objective_schema import row_shape
 from config.parallel import data_rank_and_size
 from data.batch import Batch
 from data.validation import open_validation
 from engine.device import COMPUTE_DTYPE, choose_compile, device_info, peak_tflops
 from engine.dist import World, from_main, together
 from engine.engine import Engine
+from engine.objective import add_temperature
 from engine.ownership import Ownership
 from engine.sequence_parallel import share_attention, share_rows
 from engine.tensor_parallel import tensor_parallel_json
@@ -62,6 +64,7 @@ def open_held_out(config: RunConfig, world: World) -> list[Batch]:
     return together(
         lambda: open_validation(
             config.data,
+            config.objective,
             rows=config.validation.rows,
             micro_batch_size=config.batch.micro_batch_size,
             vocab_size=config.model.vocab_size,
@@ -80,7 +83,8 @@ def build_engine(config: RunConfig, world: World) -> tuple[Engine, Setup]:
     ds_json = deepspeed_json(config, derived, precision.value, info)
     stage = read_ds_config(config.engine.ds_config).stage
     dtype = COMPUTE_DTYPE[precision.value]
-    kernel = choose_kernel(config.model, world.device, dtype, config.data.document_masking, config.engine.kernel)
+    layouts = config.data.document_masking or row_shape(config.objective, config.data.row_length).padded
+    kernel = choose_kernel(config.model, world.device, dtype, layouts, config.engine.kernel)
     shared = config.engine.sequence_parallel
     if shared > 1:
         kernel = share_attention(kernel, shared)
@@ -97,6 +101,7 @@ def build_engine(config: RunConfig, world: World) -> tuple[Engine, Setup]:
             activation_checkpointing=config.engine.activation_checkpointing,
         )
     fill_weights(model, config.model, config.run.seed)
+    add_temperature(model, config.objective)
     if shared > 1:
         share_rows(model, shared)
     if compiled.value:

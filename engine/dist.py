@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from config.errors import GroundworkError
 from config.rendezvous import rendezvous_environment
@@ -79,6 +80,29 @@ def all_max(value: int, device: torch.device) -> int:
     tensor = torch.tensor(value, device=device)
     dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return int(tensor)
+
+
+def gather_rows(tensor: Tensor) -> tuple[Tensor, int]:
+    """The rows of all ranks, equally many of each, and the place of this rank's first one among them. Each rank's loss
+    sends its gradients to the rows of all."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return tensor, 0
+    return _GatherRows.apply(tensor), dist.get_rank() * len(tensor)
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        ctx.rows = len(tensor)
+        gathered = tensor.new_empty(dist.get_world_size() * len(tensor), *tensor.shape[1:])
+        dist.all_gather_into_tensor(gathered, tensor.contiguous())
+        return gathered
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous().clone()
+        dist.all_reduce(gradient)
+        return gradient.narrow(0, dist.get_rank() * ctx.rows, ctx.rows)
 
 
 def together(action: Callable[[], T], world: World) -> T:

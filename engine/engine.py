@@ -15,7 +15,7 @@ from data.batch import Batch
 from engine.allocator import keep_freed_memory
 from engine.dist import World, all_sum
 from engine.muon import Muon
-from engine.objective import causal_lm, count_targets
+from engine.objective import choose_objective, count_targets
 from engine.optimizer import build_optimizer, locate_matrices
 from engine.ownership import ownership
 from engine.schedule import lr_factor
@@ -33,7 +33,9 @@ class StepReport:
     step: int
     """Index of the step, from 0."""
     loss: float
-    """Mean cross-entropy over the valid targets of the global batch, in nats."""
+    """Sum of the parts."""
+    parts: dict[str, float]
+    """Mean cross-entropy over the valid targets of the global batch, in nats, of each part of the objective."""
     lr: float
     grad_norm: float
     """Global norm before clipping."""
@@ -51,6 +53,7 @@ class Engine:
             keep_freed_memory()
         self.config = config
         self.world = world
+        self.objective = choose_objective(config.objective)
         self.copies = config.engine.tensor_parallel
         """Ranks that compute the same loss, each with its slices of the model."""
         model = model.to(world.device)
@@ -75,8 +78,8 @@ class Engine:
     def step(self, index: int, micro_batches: list[Batch]) -> StepReport:
         """Train on this rank's micro-batches of global step `index`.
 
-        The loss is divided by the valid targets of the whole global batch, counted before the first backward pass, so
-        it does not depend on how the batch is cut. Raises TrainingError if the loss, checked before the weights are
+        Each part of the loss is divided by its valid targets in the whole global batch, counted before the first backward
+        pass, so it does not depend on how the batch is cut. Raises TrainingError if the loss, checked before the weights are
         touched, or the gradient norm is not finite.
         """
         device, ds = self.world.device, self.deepspeed
@@ -84,15 +87,17 @@ class Engine:
         lr = self._set_lr(index)
         targets = self._distinct_targets(micro_batches)
         # DeepSpeed averages gradients over ranks, hence the factor.
-        scale = self.world.size // self.copies / max(targets, 1)
+        scales = {part: self.world.size // self.copies / max(count, 1) for part, count in targets.items()}
         ds.train()
-        total = torch.zeros((), dtype=torch.float64, device=device)
+        total = torch.zeros(len(targets), dtype=torch.float64, device=device)
         for number, batch in enumerate(micro_batches, start=1):
-            loss = causal_lm(ds, batch, device)
-            total += loss.total.detach()
-            ds.backward(loss.total * scale, scale_wrt_gas=False)
+            losses = self.objective(ds, batch, device)
+            total += torch.stack([losses[part].total.detach() for part in targets])
+            loss = torch.stack([losses[part].total * scale for part, scale in scales.items()]).sum()
+            ds.backward(loss, scale_wrt_gas=False)
             if number == len(micro_batches):
-                mean = all_sum([total.item()], device)[0] / self.copies / max(targets, 1)
+                parts = self._means(total, targets)
+                mean = sum(parts.values())
                 self._check_finite("loss", mean, index)
                 grad_norm = self._unwrapped_grad_norm()
             ds.step()
@@ -101,23 +106,36 @@ class Engine:
         skipped = bool(getattr(ds.optimizer, "dynamic_loss_scale", False) and ds.optimizer.overflow)
         if not skipped:
             self._check_finite("gradient norm", grad_norm, index)
-        return StepReport(index, mean, lr, grad_norm, skipped)
+        return StepReport(index, mean, parts, lr, grad_norm, skipped)
 
     @torch.no_grad()
-    def evaluate(self, batches: list[Batch]) -> float:
-        """Mean cross-entropy in nats over all ranks' batches; every rank must bring equally many."""
+    def evaluate(self, batches: list[Batch]) -> dict[str, float]:
+        """Mean cross-entropy in nats of each part over all ranks' batches; every rank must bring equally many."""
         self.deepspeed.eval()
-        total = 0.0
+        targets = self._distinct_targets(batches)
+        total = torch.zeros(len(targets), dtype=torch.float64, device=self.world.device)
         # Eager: the compiled blocks would be compiled once more, for inference.
         with torch.compiler.set_stance("force_eager"):
             for batch in batches:
-                total += causal_lm(self.deepspeed, batch, self.world.device).total.item()
-        return all_sum([total], self.world.device)[0] / self.copies / max(self._distinct_targets(batches), 1)
+                losses = self.objective(self.deepspeed, batch, self.world.device)
+                total += torch.stack([losses[part].total for part in targets])
+        return self._means(total, targets)
 
-    def _distinct_targets(self, batches: list[Batch]) -> int:
-        """Valid targets of all ranks' batches, each counted once although several ranks may read the same rows."""
-        counted = all_sum([count_targets(batches)], self.world.device)[0]
-        return int(counted) // ranks_per_row(self.config.engine)
+    def _distinct_targets(self, batches: list[Batch]) -> dict[str, int]:
+        """Valid targets of all ranks' batches by part, each counted once although several ranks may read the same rows."""
+        counted = count_targets(batches)
+        sums = all_sum(list(counted.values()), self.world.device)
+        return {
+            part: int(count) // ranks_per_row(self.config.engine) for part, count in zip(counted, sums, strict=True)
+        }
+
+    def _means(self, total: torch.Tensor, targets: dict[str, int]) -> dict[str, float]:
+        """Parts of the loss from this rank's sums and the number of all ranks' targets."""
+        sums = all_sum(total.tolist(), self.world.device)
+        return {
+            part: value / self.copies / max(count, 1)
+            for (part, count), value in zip(targets.items(), sums, strict=True)
+        }
 
     def _set_lr(self, index: int) -> float:
         """Multiply every group's peak rate by the schedule's factor; returns `optimizer.lr` times it."""

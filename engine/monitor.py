@@ -61,6 +61,7 @@ class Monitor:
         rate = self.tokens_per_step / seconds
         values = {
             "loss": report.loss,
+            **_by_part("loss", report.parts),
             "lr": report.lr,
             "grad_norm": report.grad_norm,
             "tokens_per_second": rate,
@@ -71,12 +72,17 @@ class Monitor:
         self._record(done, {"tokens": tokens_done, **values, **({"skipped": True} if report.skipped else {})})
         self._line.live(self._status(done, values), last=done == self.steps)
 
-    def validation(self, step: int, loss: float) -> None:
+    def validation(self, step: int, parts: dict[str, float]) -> None:
         """Record the held-out loss after `step` steps."""
         if not self.world.is_main:
             return
-        self._record(step, {"validation_loss": loss, "validation_perplexity": math.exp(min(loss, 700.0))})
-        self._line.keep(f"step {step:,}: validation loss {loss:.4f}, perplexity {math.exp(min(loss, 700.0)):,.2f}")
+        values = {"validation_loss": sum(parts.values()), **_by_part("validation_loss", parts)}
+        tokens = parts.get("lm", parts.get("mlm"))
+        if tokens is not None:
+            values["validation_perplexity"] = math.exp(min(tokens, 700.0))
+        self._record(step, values)
+        words = [f"{name.replace('_', ' ').removeprefix('validation ')} {value:,.4f}" for name, value in values.items()]
+        self._line.keep(f"step {step:,}: validation {', '.join(words)}")
 
     def sample(self, step: int, text: str) -> None:
         """Record a generated text."""
@@ -154,6 +160,11 @@ def forget_after(path: Path, step: int) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(kept))
     temporary.replace(path)
+
+
+def _by_part(name: str, parts: dict[str, float]) -> dict[str, float]:
+    """Each part of a loss that has several."""
+    return {f"{name}_{part}": value for part, value in parts.items()} if len(parts) > 1 else {}
 
 
 def _duration(seconds: float) -> str:

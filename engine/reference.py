@@ -8,7 +8,7 @@ from torch import Tensor
 from config.schema import OptimizerSection, RunConfig
 from data.batch import Batch
 from engine.muon import COEFFICIENTS, EPS, NEWTON_SCHULZ_STEPS, update_scale
-from engine.objective import causal_lm, count_targets
+from engine.objective import add_temperature, choose_objective, count_targets
 from engine.ownership import ownership
 from engine.schedule import lr_factor
 from model import build, init_weights
@@ -21,16 +21,19 @@ class Reference:
         self.config, self.device = config, torch.device(device)
         self.model = build(config.model, kernel="reference").to(device)
         init_weights(self.model, config.model, config.run.seed)
+        add_temperature(self.model, config.objective)
+        self.objective = choose_objective(config.objective)
         self.owners = ownership(self.model, config.optimizer)
         self.state: dict[str, dict[str, Tensor]] = {}
 
     def gradients(self, micro_batches: list[Batch]) -> tuple[float, dict[str, Tensor]]:
-        """Mean loss of the global batch and its gradient for each parameter, unclipped."""
+        """Loss of the global batch and its gradient for each parameter, unclipped."""
         self.model.train()
         self.model.zero_grad()
-        targets, total = max(count_targets(micro_batches), 1), 0.0
+        targets, total = count_targets(micro_batches), 0.0
         for batch in micro_batches:
-            loss = causal_lm(self.model, batch, self.device).total / targets
+            losses = self.objective(self.model, batch, self.device)
+            loss = torch.stack([losses[part].total / max(count, 1) for part, count in targets.items()]).sum()
             loss.backward()
             total += loss.item()
         named = self.model.named_parameters()

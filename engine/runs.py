@@ -19,6 +19,7 @@ from typing import Any
 
 from config import CheckpointError, ConfigError, RunConfig, dump_recipe, load_recipe
 from config.changes import ENDLESS, compare
+from config.objective_schema import WRITE_TEXT
 from config.schema import RunSection
 from data.manifest import Manifest
 from data.tokenizer import Tokenizer
@@ -86,10 +87,9 @@ def summary(config: RunConfig, run_folder: Path, recipe: str) -> str:
     samples = [r["sample"] for r in records if "sample" in r]
     lines = [f"{run_folder} is complete: {config.schedule.steps:,} steps"]
     if losses:
-        lines[0] += (
-            f", validation loss {losses[-1]['validation_loss']:.4f}"
-            f" (perplexity {losses[-1]['validation_perplexity']:,.2f})"
-        )
+        lines[0] += f", validation loss {losses[-1]['validation_loss']:.4f}"
+        if "validation_perplexity" in losses[-1]:
+            lines[0] += f" (perplexity {losses[-1]['validation_perplexity']:,.2f})"
     if samples:
         lines += ["sample:", *("  | " + line for line in samples[-1].splitlines())]
     checkpoint = committed(run_folder / "checkpoints")[-1]
@@ -99,10 +99,11 @@ def summary(config: RunConfig, run_folder: Path, recipe: str) -> str:
     lines += [
         f"checkpoint    {run_folder}/checkpoints/{checkpoint}",
         f"curves        {bin_}tensorboard --logdir {run_folder.parent}",
-        f"more text     {bin_}python -m tasks generate {run_folder} --prompt TEXT",
         f"train longer  {bin_}deepspeed train.py {recipe} schedule.steps={steps}{consent}",
         f"start over    {bin_}deepspeed train.py {recipe} run.resume=fresh",
     ]
+    if config.objective.name in WRITE_TEXT:
+        lines.insert(-2, f"more text     {bin_}python -m tasks generate {run_folder} --prompt TEXT")
     return "\n".join(lines)
 
 

@@ -37,8 +37,9 @@ class BertHead(Head):
         return self.pairs(torch.tanh(self.pooler(hidden_BTD[:, 0])))
 
     def pair_loss(self, hidden_BTD: Tensor, labels_B: Tensor) -> Loss:
-        total = F.cross_entropy(self.pair_logits(hidden_BTD).float(), labels_B, reduction="sum")
-        return Loss(total, torch.full((), len(labels_B), device=labels_B.device))
+        """Cross-entropy of each row's label, 0 or 1; rows with IGNORE do not count."""
+        total = F.cross_entropy(self.pair_logits(hidden_BTD).float(), labels_B, ignore_index=IGNORE, reduction="sum")
+        return Loss(total, (labels_B != IGNORE).sum())
 
 
 def select_targets(labels_BT: Tensor) -> tuple[Tensor, Tensor]:

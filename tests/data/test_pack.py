@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from config import DataError
-from data.batch import IGNORE, read_batches
+from data.batch import IGNORE, causal_rows, read_batches
 from data.pack import Rows
 
 
@@ -58,7 +58,8 @@ def test_document_masking_agrees_with_a_plain_reading(lengths_of_shards, row_len
     document = np.repeat(np.arange(sum(map(len, lengths_of_shards))), [n for shard in lengths_of_shards for n in shard])
     rows = Rows([make_shards(lengths_of_shards)], row_length, vocab_size=total)
     address_N2 = all_rows(rows)[random.sample(range(int(rows.count_K[0])), int(rows.count_K[0]))]
-    for batch in read_batches(rows, address_N2, micro_batch_size, document_masking=True):
+    collate = causal_rows(rows, document_masking=True)
+    for batch in read_batches(collate, address_N2, address_N2[:, 0], micro_batch_size):
         bounds = [0]
         for row, tokens in enumerate(batch.tokens_BT):
             for place, token in enumerate(tokens.tolist()):
@@ -73,7 +74,7 @@ def test_document_masking_agrees_with_a_plain_reading(lengths_of_shards, row_len
 
 def test_without_masking_inputs_and_labels_share_memory():
     rows = Rows([make_shards([[10, 10, 10]])], 4, vocab_size=30)
-    (batch,) = read_batches(rows, all_rows(rows), 100, document_masking=False)
+    batch = causal_rows(rows, document_masking=False)(all_rows(rows), np.zeros(0, np.int64))
     assert np.shares_memory(batch.tokens_BT, batch.labels_BT)
     np.testing.assert_array_equal(batch.labels_BT, batch.tokens_BT + 1)
     assert (batch.cu_seqlens, batch.max_seqlen) == (None, 4)
@@ -109,5 +110,7 @@ def test_token_outside_the_vocabulary(dtype, bad, shown, lengths, position):
 
 
 def test_dataset_shorter_than_a_row():
-    with pytest.raises(DataError, match=r"corpus: its train split has 10 tokens, .* = 11; .* lower data.row_length"):
+    with pytest.raises(
+        DataError, match=r"corpus: its train split has 10 tokens, .* reads 11; .* lower data.row_length"
+    ):
         Rows([make_shards([[10]])], 10, vocab_size=100)
