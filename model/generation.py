@@ -1,10 +1,11 @@
 """Continue prompts token by token, with cached keys and values.
 
-Letters: B prompts, T prompt length, V vocabulary.
+Letters: B prompts, T prompt length, S source length, V vocabulary.
 """
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor
 from config import ConfigError
 from model.cache import KVCache
 from model.gpt import GPT
+from model.layout import Layout
+from model.t5 import T5
 
 Reason = Literal["stop", "length", "context"]
 """Why a continuation ended: a stop token, max_new_tokens, or the model's max_positions."""
@@ -28,9 +31,11 @@ class Generation:
 
 
 def generate(
-    model: GPT,
+    model: GPT | T5,
     tokens_BT: Tensor,
     *,
+    source_BS: Tensor | None = None,
+    source_layout: Layout | None = None,
     max_new_tokens: int,
     temperature: float = 1.0,
     top_k: int | None = None,
@@ -39,7 +44,8 @@ def generate(
     seed: int | None = None,
     on_token: Callable[[int, int], None] | None = None,
 ) -> Generation:
-    """Continue B prompts of one length T >= 1.
+    """Continue B prompts of one length T >= 1. An encoder–decoder reads `source_BS`, which `source_layout` describes if it
+    is padded, and writes after the prompt, which is then its start token.
 
     Temperature 0 takes the most probable token; else tokens are drawn from softmax(logits / temperature), limited to
     the `top_k` best and to the smallest set whose probability reaches `top_p` (Holtzman et al. 2020, arXiv:1904.09751).
@@ -48,13 +54,21 @@ def generate(
     The context does not slide: the model has never seen a position past max_positions, and dropping the oldest tokens
     would change the meaning of all cached ones. A continuation that reaches it ends with the reason "context".
 
-    Raises ConfigError for impossible sampling settings and for prompts longer than max_positions.
+    Raises ConfigError for impossible sampling settings and for prompts or sources longer than max_positions.
     """
     length, longest = tokens_BT.shape[1], model.config.max_positions
-    _check(temperature, top_k, top_p, length, longest)
+    _check_sampling(temperature, top_k, top_p)
+    _check_length("prompt", length, longest)
     steps = min(max_new_tokens, longest - length + 1)
     generator = None if seed is None else torch.Generator(tokens_BT.device).manual_seed(seed)
-    cache = KVCache(model.config.num_layers, capacity=length + steps)
+    decoder: Callable[..., Tensor] = model
+    if isinstance(model, T5):
+        assert source_BS is not None, "an encoder–decoder needs a source"
+        _check_length("source", source_BS.shape[1], longest)
+        decoder = partial(model, source_BS, source_layout=source_layout)
+        cache = KVCache(model.config.decoder_layers, length + steps, source_BS.shape[1])
+    else:
+        cache = KVCache(model.config.num_layers, length + steps)
     new_tokens: list[list[int]] = [[] for _ in tokens_BT]
     stopped: set[int] = set()
     was_training = model.training
@@ -63,7 +77,7 @@ def generate(
         # Compiled blocks would be compiled again for each length.
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             for _ in range(steps):
-                hidden_BTD = model(tokens_BT, cache=cache)
+                hidden_BTD = decoder(tokens_BT, cache=cache)
                 logits_BV = model.logits(hidden_BTD[:, -1:]).squeeze(1)
                 tokens_BT = next_tokens(logits_BV, temperature, top_k, top_p, generator).unsqueeze(1)
                 for row, token in enumerate(tokens_BT.squeeze(1).tolist()):
@@ -105,14 +119,17 @@ def keep_likely(logits_BV: Tensor, top_k: int | None, top_p: float | None) -> Te
     return logits_BV
 
 
-def _check(temperature: float, top_k: int | None, top_p: float | None, length: int, longest: int) -> None:
+def _check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
     if temperature < 0:
         raise ConfigError(f"temperature {temperature:g} is negative: use 0 for the most probable token, or more")
     if top_k is not None and top_k < 1:
         raise ConfigError(f"top_k {top_k} keeps no token: use at least 1")
     if top_p is not None and not 0 < top_p <= 1:
         raise ConfigError(f"top_p {top_p:g} is not a probability above 0 and up to 1")
+
+
+def _check_length(what: str, length: int, longest: int) -> None:
     if not length:
-        raise ConfigError("the prompt is empty: start from the end-of-text token")
+        raise ConfigError(f"the {what} is empty: start from the end-of-text token")
     if length > longest:
-        raise ConfigError(f"the prompt has {length} tokens, more than the model's max_positions {longest}: shorten it")
+        raise ConfigError(f"the {what} has {length} tokens, more than the model's max_positions {longest}: shorten it")

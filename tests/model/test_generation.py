@@ -8,7 +8,7 @@ import model
 from config import ConfigError
 from model.cache import KVCache
 from model.generation import keep_likely, next_tokens
-from tests.model.tiny import assert_close, random_tokens, tiny_config, tiny_model
+from tests.model.tiny import assert_close, random_tokens, tiny_config, tiny_model, tiny_t5
 
 
 @pytest.mark.parametrize("preset", ["gpt2", "llama", "qwen3"])
@@ -89,6 +89,20 @@ def test_the_context_ends_at_max_positions(preset):
     assert generation.reasons == ["context"] and len(generation.new_tokens[0]) == 4
     with pytest.raises(ConfigError, match="the prompt has 11 tokens, more than the model's max_positions 10"):
         model.generate(gpt, random_tokens(config, rows=1, length=11), max_new_tokens=1)
+
+
+def test_an_encoder_decoder_stops_where_its_positions_end():
+    config = tiny_t5(max_positions=10)
+    t5, start = tiny_model(config), torch.zeros(1, 1, dtype=torch.int64)
+    source = random_tokens(config, rows=1, length=10)
+    generation = model.generate(t5, start, source_BS=source, max_new_tokens=50, temperature=0)
+    assert generation.reasons == ["context"] and len(generation.new_tokens[0]) == 10
+    stop = generation.new_tokens[0][3]
+    stopped = model.generate(t5, start, source_BS=source, max_new_tokens=50, temperature=0, stop_ids=(stop,))
+    first = generation.new_tokens[0].index(stop)
+    assert stopped.reasons == ["stop"] and stopped.new_tokens[0] == generation.new_tokens[0][:first]
+    with pytest.raises(ConfigError, match="the source has 11 tokens, more than the model's max_positions 10"):
+        model.generate(t5, start, source_BS=random_tokens(config, rows=1, length=11), max_new_tokens=1)
 
 
 @pytest.mark.parametrize(

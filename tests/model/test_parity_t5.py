@@ -63,6 +63,33 @@ def test_logits_loss_and_gradients_equal_theirs(pair, padded):
         assert_close(gradients[name], parameter.grad, f"gradient of {name}")
 
 
+@pytest.mark.parametrize("padded", [False, True])
+def test_greedy_generation_equals_theirs(pair, padded):
+    theirs, ours = pair
+    source = random_tokens(ours.config, length=20)
+    mask = torch.arange(20) < torch.tensor(LENGTHS if padded else [20] * 3)[:, None]
+    expected = theirs.generate(
+        source,
+        attention_mask=mask.long(),
+        decoder_start_token_id=0,
+        max_new_tokens=20,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+        # Their cache has as many layers as the encoder.
+        use_cache=ours.config.num_layers == ours.config.decoder_layers,
+    )
+    generation = model.generate(
+        ours,
+        torch.zeros(3, 1, dtype=torch.long),
+        source_BS=source,
+        source_layout=Layout.padded(LENGTHS, 20) if padded else None,
+        max_new_tokens=20,
+        temperature=0,
+    )
+    assert generation.new_tokens == expected[:, 1:].tolist()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
