@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
     except GroundworkError as error:
         return leave(f"error: {error}", 2, is_main)
     try:
-        return train(command, stream, tokenizer)
+        return check(command, stream) if command.self_check else train(command, stream, tokenizer)
     except (GroundworkError, OSError) as error:
         if getattr(error, "everywhere", False):
             return leave(f"error: {error}", 2, is_main)
@@ -123,6 +123,18 @@ def train(command: CommandLine, stream: "Stream", tokenizer: "Tokenizer") -> int
     if world.is_main:
         print(summary(config, run.folder, command.recipe))
     return 0
+
+
+def check(command: CommandLine, stream: "Stream") -> int:
+    """Compare this configuration's first steps with the plain reference. Returns 0 if they agree, else 1."""
+    from engine.dist import connect, disconnect
+    from engine.self_check import self_check
+
+    with ExitStack() as closing_up:
+        world = connect(command.config.engine.communication_timeout)
+        closing_up.push(disconnect)
+        verdict = self_check(command.config, stream, world)
+    return leave(verdict.text, 1 if verdict.failures else 0, world.is_main)
 
 
 def leave(message: str, code: int, speaks: bool) -> int:

@@ -25,6 +25,7 @@ class CommandLine:
     recipe: str
     """As it was typed."""
     debug: bool
+    self_check: bool
 
 
 class Answered(Exception):
@@ -39,7 +40,7 @@ def parse_command_line(arguments: list[str], environ: Mapping[str, str]) -> Comm
     parser = _Parser(prog="train.py", add_help=False, allow_abbrev=False)
     parser.add_argument("recipe", nargs="?")
     parser.add_argument("overrides", nargs="*")
-    for flag in ("--help", "-h", "--debug", "--dry-run"):
+    for flag in ("--help", "-h", "--debug", "--dry-run", "--self-check"):
         parser.add_argument(flag, action="store_true")
     parser.add_argument("--ranks", type=int)
     # The deepspeed launcher adds it; LOCAL_RANK says the same.
@@ -60,7 +61,7 @@ def parse_command_line(arguments: list[str], environ: Mapping[str, str]) -> Comm
     if typed.ranks is not None:
         raise ConfigError("command line: --ranks belongs to --dry-run; a training has as many ranks as are launched")
     derive(config, world_size(environ))
-    return CommandLine(config, typed.recipe, typed.debug)
+    return CommandLine(config, typed.recipe, typed.debug, typed.self_check)
 
 
 def dry_run(config: RunConfig, ranks: int | None, environ: Mapping[str, str]) -> str:
@@ -78,4 +79,6 @@ def dry_run(config: RunConfig, ranks: int | None, environ: Mapping[str, str]) ->
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
-        raise ConfigError(f"command line: {message}; train.py RECIPE [section.key=value ...] [--debug] [--dry-run]")
+        raise ConfigError(
+            f"command line: {message}; train.py RECIPE [section.key=value ...] [--debug] [--dry-run] [--self-check]"
+        )

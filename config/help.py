@@ -23,6 +23,7 @@ Train a model from a recipe.
   deepspeed train.py RECIPE [section.key=value ...]   the same under accelerate launch, torchrun,
                                                       srun and plain python
   python train.py RECIPE --dry-run [--ranks N]        print the plan (for N GPUs) and stop
+  python train.py RECIPE --self-check                 compare the first steps with plain fp32 ones
   python train.py RECIPE --debug                      one process, tiny shapes, checked and shown
 
 RECIPE is a YAML file or one of the names below. Precedence: defaults, then the recipe, then

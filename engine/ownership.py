@@ -31,11 +31,15 @@ class Ownership:
             "weight_decay": self.weight_decay,
         }
 
-    def __str__(self) -> str:
+    @property
+    def title(self) -> str:
         numel = sum(getattr(p, "ds_numel", p.numel()) for p in self.parameters.values())
+        return f"{self.rule} lr {self.lr:g} decay {self.weight_decay:g}: {numel:,} parameters"
+
+    def __str__(self) -> str:
         patterns = Counter(re.sub(r"\.\d+\.", ".*.", name) for name in self.parameters)
         names = ", ".join(f"{name} ×{count}" if count > 1 else name for name, count in patterns.items())
-        return f"{self.rule} lr {self.lr:g} decay {self.weight_decay:g}: {numel:,} parameters, {names}"
+        return f"{self.title}, {names}"
 
 
 def ownership(model: nn.Module, settings: OptimizerSection) -> list[Ownership]:

@@ -40,22 +40,30 @@ class Reference:
         return total, {name: p.grad if p.grad is not None else torch.zeros_like(p) for name, p in named}
 
     @torch.no_grad()
-    def update(self, index: int, gradients: dict[str, Tensor]) -> float:
-        """Step `index`, from 0, with clipped gradients; returns their norm before clipping."""
-        settings = self.config.optimizer
+    def clip(self, gradients: dict[str, Tensor]) -> float:
+        """Scale the gradients in place to the recipe's largest norm; returns their norm before."""
         norm = torch.stack([g.double().norm() for g in gradients.values()]).norm().item()
-        clip = min(1.0, settings.grad_clip / (norm + 1e-6)) if settings.grad_clip else 1.0
-        for owner in self.owners:
-            lr = owner.lr * lr_factor(self.config.schedule, index)
-            for name, p in owner.parameters.items():
-                state = self.state.setdefault(name, {})
-                update(p, gradients[name] * clip, state, owner.rule, index + 1, lr, owner.weight_decay, settings)
+        largest = self.config.optimizer.grad_clip
+        for gradient in gradients.values():
+            gradient *= min(1.0, largest / (norm + 1e-6)) if largest else 1.0
         return norm
 
+    @torch.no_grad()
+    def update(self, index: int, gradients: dict[str, Tensor]) -> None:
+        """Step `index`, from 0."""
+        factor, settings = lr_factor(self.config.schedule, index), self.config.optimizer
+        for owner in self.owners:
+            for name, p in owner.parameters.items():
+                state = self.state.setdefault(name, {})
+                decay = owner.weight_decay
+                update(p, gradients[name], state, owner.rule, index + 1, owner.lr * factor, decay, settings)
+
     def step(self, index: int, micro_batches: list[Batch]) -> tuple[float, float]:
-        """(loss, gradient norm) of step `index`."""
+        """(loss, gradient norm before clipping) of step `index`."""
         loss, gradients = self.gradients(micro_batches)
-        return loss, self.update(index, gradients)
+        norm = self.clip(gradients)
+        self.update(index, gradients)
+        return loss, norm
 
 
 def update(

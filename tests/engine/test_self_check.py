@@ -1,0 +1,57 @@
+"""The self-check passes what is right in every precision and at every stage, and fails what is broken."""
+
+import pytest
+
+import train
+from config.command_line import CommandLine
+from engine.self_check import Verdict
+from tests.conftest import train as run_train
+from tests.ranks import run_ranks
+from tests.workers.checks import check_all, check_broken
+
+MUON = ["optimizer.name=muon", "optimizer.cautious_decay=true"]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_right_configurations_pass(recipe, world_size):
+    cases = [
+        ["engine.ds_config=zero0", *MUON],
+        ["engine.ds_config=zero2", "engine.precision=bf16_autocast", "batch.micro_batch_size=1"],
+        ["engine.ds_config=zero1", "engine.precision=bf16", *MUON],
+        ["engine.ds_config=zero3", "model.preset=gpt2", "model.num_kv_heads=4", "model.dropout=0.1"],
+    ]
+    verdicts = run_ranks(world_size, check_all, str(recipe), cases)
+    assert all(verdict == verdicts[0] for verdict in verdicts), "ranks disagree"
+    for case, verdict in zip(cases, verdicts[0], strict=True):
+        assert verdict.failures == [], f"{case}\n{verdict.text}"
+        assert "self-check passed" in verdict.text and f"{world_size} × " in verdict.text
+    assert "muon lr 0.01 decay 0.1" in verdicts[0][0].text and "attention sdpa" in verdicts[0][0].text
+    assert not (recipe.parent / "runs").exists()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16_autocast"])
+def test_broken_optimisers_fail(recipe, precision):
+    cases = {"muon without orthogonalisation": MUON, "adamw with its second moment lost": []}
+    cases = {broken: [*overrides, f"engine.precision={precision}"] for broken, overrides in cases.items()}
+    verdicts = run_ranks(1, check_broken, str(recipe), cases)[0]
+    assert any("muon" in failure for failure in verdicts["muon without orthogonalisation"].failures)
+    for broken, verdict in verdicts.items():
+        assert verdict.failures and "self-check FAILED" in verdict.text, broken
+
+
+def test_the_command_prints_the_verdict_and_writes_nothing(recipe):
+    done = run_train(recipe, "--self-check", "schedule.steps=4", "schedule.warmup_steps=0")
+    assert done.returncode == 0, done.stderr
+    assert "self-check passed" in done.stdout and "first gradient" in done.stdout
+    assert not (recipe.parent / "runs").exists()
+
+
+@pytest.mark.parametrize(("failures", "code"), [([], 0), (["loss of step 3 differs"], 1)])
+def test_the_exit_code_is_the_verdict(recipe, monkeypatch, failures, code):
+    from config import load_recipe
+
+    monkeypatch.setattr("engine.self_check.self_check", lambda *_: Verdict("verdict", failures))
+    monkeypatch.setattr("engine.dist.connect", lambda *_: type("World", (), {"is_main": True})())
+    monkeypatch.setattr("engine.dist.disconnect", lambda *_: None)
+    command = CommandLine(load_recipe(str(recipe), []), str(recipe), debug=False, self_check=True)
+    assert train.check(command, stream=None) == code
