@@ -19,6 +19,8 @@ from model.head import Loss
 from model.layout import Layout
 
 Objective = Callable[[nn.Module, Batch, torch.device], dict[str, Loss]]
+TEMPERATURE = "temperature.log_scale"
+"""Name of the one parameter that belongs to an objective, not to the model."""
 STEEPEST = math.log(100)
 """Similarities are scaled by at most 100, so that a learnable temperature stays above 0.01 (CLIP, arXiv:2103.00020,
 section 2.5)."""

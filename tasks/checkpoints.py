@@ -7,6 +7,7 @@ import torch
 from config import CheckpointError, RunConfig, load_recipe
 from data.tokenizer import Tokenizer
 from engine.checkpoint import committed, damage
+from engine.objective import TEMPERATURE
 from engine.state import read_weights
 from model import GPT, build
 
@@ -33,6 +34,7 @@ def load_model(path: Path, device: torch.device) -> tuple[GPT, Tokenizer, RunCon
     with torch.device(device):
         model = build(config.model)
     weights = read_weights(checkpoint)
+    weights.pop(TEMPERATURE, None)
     if config.model.tied_embeddings:
         weights["lm_head.weight"] = weights["embed_tokens.weight"]
     model.load_state_dict(weights)

@@ -33,7 +33,7 @@ def test_two_ranks_with_slices_follow_one_process():
         one_curve, one_held_out, one_sample = expected[number]
         differences = [abs(a - b) for pair in zip(curve, one_curve, strict=True) for a, b in zip(*pair, strict=True)]
         assert max(differences) <= 1e-5, f"{case}: {differences}"
-        assert abs(held_out - one_held_out) <= 1e-5, f"{case}: {held_out} and {one_held_out}"
+        assert held_out == pytest.approx(one_held_out, abs=1e-5), f"{case}: {held_out} and {one_held_out}"
         assert sample == one_sample
 
 
