@@ -1,5 +1,7 @@
 """Two random crops of one document, to be told from crops of other documents (Izacard et al. 2021, arXiv:2112.09118)."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -41,3 +43,15 @@ def crop_rows(rows: Rows, objective: Contrastive, tokenizer: Tokenizer, key: int
         return Batch(token_BT, None, lengths_B=lengths_B, pair_labels_B=own_B, parts=("contrastive",))
 
     return collate
+
+
+def join_crops(batches: Sequence[Batch]) -> Batch:
+    """One batch of several: all anchors, then all positives. What ranks that see each other's rows see."""
+
+    def join(arrays: list[Ids | None]) -> Ids:
+        halves = [np.split(array, 2) for array in arrays if array is not None]
+        return np.concatenate([half for side in zip(*halves, strict=True) for half in side])
+
+    tokens_BT, lengths_B = join([batch.tokens_BT for batch in batches]), join([batch.lengths_B for batch in batches])
+    labels = [batch.pair_labels_B for batch in batches if batch.pair_labels_B is not None]
+    return Batch(tokens_BT, None, lengths_B=lengths_B, pair_labels_B=np.concatenate(labels), parts=("contrastive",))

@@ -16,6 +16,7 @@ from torch import Tensor
 from config import RunConfig
 from config.parallel import ranks_per_row
 from data.batch import Batch
+from data.crops import join_crops
 from data.stream import Stream
 from engine.build import Setup, build_engine
 from engine.dist import World, from_main, gather_objects, together
@@ -101,10 +102,18 @@ def measure_engine(engine: Engine, stream: Stream, steps: int) -> tuple[list[lis
         if index == 0:
             gradient = gather(engine, pieces)
         distinct = gather_objects(micro_batches)[:: ranks_per_row(engine.config.engine)]
-        batches.append([batch for of_rank in distinct for batch in of_rank])
+        batches.append(of_all_ranks(distinct))
     after = gather_weights(engine)
     curve = [(report.loss, report.grad_norm) for report in reports]
     return batches, Measured(curve, gradient, {name: after[name] - before[name] for name in after})
+
+
+def of_all_ranks(batches: list[list[Batch]]) -> list[Batch]:
+    """The ranks' micro-batches as one process reads them. Contrastive ones of one pass become one: their losses look at
+    each other's rows."""
+    if batches[0][0].parts == ("contrastive",):
+        return [join_crops(of_ranks) for of_ranks in zip(*batches, strict=True)]
+    return [batch for of_rank in batches for batch in of_rank]
 
 
 def measure_reference(reference: Reference, batches: list[list[Batch]]) -> Measured:

@@ -100,6 +100,7 @@ def assert_close(curve, expected, what: str) -> None:
         assert norm == pytest.approx(other_norm, rel=3e-4), f"{what}: gradient norms {norm} and {other_norm}"
 
 
+@pytest.mark.slow
 def test_every_objective_trains_on_two_ranks_as_on_one(corpus):
     one = run_ranks(1, train_objectives, [case_on(corpus, case) for case in CASES.values()], STEPS)[0]
     two = run_ranks(2, train_objectives, [case_on(corpus, case, ds_config="zero2") for case in CASES.values()], STEPS)
@@ -112,14 +113,14 @@ def test_every_objective_trains_on_two_ranks_as_on_one(corpus):
         assert sum(expected[0][0].values()) == pytest.approx(chance, rel=0.1), f"{name} does not start at chance"
 
 
-@pytest.mark.parametrize("pooling", ["mean", "last"])
-def test_contrastive_training_at_every_stage_follows_plain_torch(corpus, tmp_path, pooling):
+@pytest.mark.slow
+def test_contrastive_training_at_every_stage_follows_plain_torch(corpus, tmp_path):
     """Two ranks at each ZeRO stage against one fp32 process that holds all rows at once; the temperature is learned,
     sharded, saved and continued."""
-    objective = {"name": "contrastive", "learnable_temperature": True, "pooling": pooling}
+    objective = {"name": "contrastive", "learnable_temperature": True}
     batch = {"global_batch_size": 8, "micro_batch_size": 4}
     base = {"model": GPT, "objective": objective, "batch": batch}
-    stages = ["zero0", "zero1", "zero2", "zero3"] if pooling == "mean" else ["zero1"]
+    stages = ["zero0", "zero1", "zero2", "zero3"]
     cases = [case_on(corpus, base, ds_config=stage) for stage in stages]
     ranks = run_ranks(2, train_temperature, str(tmp_path), cases, 2)
 
