@@ -33,7 +33,7 @@ class BertConfig(TransformerConfig):
     token_types: NonNegativeInt = 0
     """Rows of the table that tells the first text of a pair from the second; 0: none."""
     pooler: bool = False
-    """Tanh layer over the first token and a two-way head on it, for sentence pairs."""
+    """Tanh layer over the first token and a two-way head on it, for sentence pairs. Default: as objective.pairs needs."""
     tied_embeddings: bool = True
     """The head shares the embedding's weights; it always has its own bias."""
     local_window: PositiveInt | None = None

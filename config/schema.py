@@ -243,15 +243,18 @@ class RunConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _default_objective(cls, values: Any) -> Any:
-        """What the model's family is for, unless the recipe names another objective."""
+    def _fit_model_and_objective(cls, values: Any) -> Any:
+        """What the recipe leaves out: the objective that the model's family is for, the pooler that pairs need."""
         if not isinstance(values, dict):
             return values
         model, objective = values.get("model"), values.get("objective") or {}
         family = model.get("family", "gpt") if isinstance(model, dict) else getattr(model, "family", "gpt")
-        if not isinstance(objective, dict) or family not in OBJECTIVES:
-            return values
-        return {**values, "objective": {"name": OBJECTIVES[family][0], **objective}}
+        if isinstance(objective, dict) and family in OBJECTIVES:
+            values = {**values, "objective": {"name": OBJECTIVES[family][0], **objective}}
+        if isinstance(model, dict) and family == "bert":
+            pairs = objective.get("pairs") if isinstance(objective, dict) else getattr(objective, "pairs", None)
+            values = {**values, "model": {"pooler": pairs in ("nsp", "sop"), **model}}
+        return values
 
     @model_validator(mode="after")
     def _check_across_sections(self) -> "RunConfig":
@@ -290,15 +293,17 @@ class RunConfig(Section):
                 f"objective.noise_density cuts {shape.decoder} tokens for the decoder out of a row of data.row_length "
                 f"{self.data.row_length}, more than model.max_positions {self.model.max_positions}: lower it or row_length"
             )
-        if isinstance(objective, MaskedLM) and objective.pairs != "none" and not getattr(self.model, "pooler", False):
+        pairs = objective.pairs if isinstance(objective, MaskedLM) else "none"
+        if getattr(self.model, "pooler", False) != (pairs != "none"):
             raise ValueError(
-                f"objective.pairs {objective.pairs} is told from the pooled first token: set model.pooler to true"
+                f"model.pooler {str(pairs == 'none').lower()} does not go with objective.pairs {pairs}: a pooler learns from "
+                "pairs alone, and they are told from what it makes; leave model.pooler out"
             )
         packs = isinstance(objective, CausalLM) or (isinstance(objective, MaskedLM) and objective.pairs == "none")
         if self.data.document_masking and not packs:
-            pairs = f" with pairs {objective.pairs}" if isinstance(objective, MaskedLM) else ""
+            kind = f"{objective.name} with pairs {pairs}" if pairs != "none" else objective.name
             raise ValueError(
-                f"data.document_masking separates documents packed into a row, and objective {objective.name}{pairs} "
+                f"data.document_masking separates documents packed into a row, and objective {kind} "
                 "packs none that could be separated: set it to false"
             )
         if isinstance(objective, Contrastive) and objective.pooling == "cls" and family == "gpt":

@@ -20,6 +20,8 @@ def test_a_gpt_predicts_the_next_token_unless_told_otherwise():
 
 def test_other_families_have_other_defaults():
     assert debug("model.family=bert", "model.preset=bert").objective == MaskedLM()
+    assert not debug("model.family=bert", "model.preset=bert").model.pooler
+    assert debug(*BERT, "objective.pairs=sop").model.pooler
     t5 = debug("model.family=t5", "model.preset=t5_v1_1")
     assert t5.objective == SpanCorruption()
     assert debug("model.family=t5", "model.preset=t5_v1_1", "objective.noise_density=0.3").objective == SpanCorruption(
@@ -33,7 +35,12 @@ BERT, T5 = ["model.family=bert", "model.preset=modernbert"], ["model.family=t5",
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ([*BERT, "objective.pairs=nsp"], "objective.pairs nsp is told from the pooled first token: set model.pooler"),
+        (
+            [*BERT, "objective.pairs=nsp", "model.pooler=false"],
+            "model.pooler false does not go with objective.pairs nsp",
+        ),
+        ([*BERT, "model.pooler=true"], "model.pooler true does not go with objective.pairs none"),
+        ([*BERT, "objective.pairs=nsp", "data.document_masking=true"], "objective masked_lm with pairs nsp packs none"),
         ([*T5, "objective.noise_density=0.9", "objective.mean_span_length=30"], "more than model.max_positions"),
         ([*T5, "data.document_masking=true"], "objective span_corruption packs none that could be separated"),
         (["objective.name=masked_lm"], "objective.name masked_lm is not for model.family gpt: set it to causal_lm or"),
