@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from config.fields import KeyPath, all_settings, field_names, resolve
+from config.fields import KeyPath, all_settings, field_names, resolve, tags
 from config.recipe_yaml import Document, Place, Problem, dotted
 
 Words = Callable[[dict[str, Any]], str]
@@ -68,6 +68,10 @@ def _place_of_first_setting(document: Document, path: KeyPath, message: str) -> 
 
 def _unknown(schema: type[BaseModel], path: KeyPath, parents: list[type[BaseModel]], close: list[str]) -> str:
     name = str(path[-1])
+    _, members = resolve(schema, path)
+    owners = [tags(s)[0] for s in members if name in s.model_fields and s not in parents]
+    if owners:
+        return f"unknown setting here; {name} belongs to {dotted(path[:-1])} {' or '.join(owners)}"
     elsewhere = [s.path for s in all_settings(schema) if s.path[-1] == name and len(s.path) > 1]
     if elsewhere:
         return f"unknown setting; {name} belongs to {' or '.join(dotted(other[:-1]) for other in elsewhere)}"

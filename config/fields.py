@@ -33,7 +33,7 @@ def all_settings(schema: type[BaseModel], prefix: tuple[str, ...] = ()) -> Itera
             yield from all_settings(section, (*prefix, name))
 
 
-def _tags(section: type[BaseModel]) -> list[Any]:
+def tags(section: type[BaseModel]) -> list[Any]:
     """Values by which a union may tell the section from its other members."""
     literals = [get_args(f.annotation) for f in section.model_fields.values() if get_origin(f.annotation) is Literal]
     return [values[0] for values in literals if len(values) == 1]
@@ -50,7 +50,7 @@ def resolve(schema: type[BaseModel], location: KeyPath) -> tuple[KeyPath, list[t
     parents: list[type[BaseModel]] = [schema]
     here = parents
     for part in location:
-        tagged = [section for section in here if part in _tags(section)]
+        tagged = [section for section in here if part in tags(section)]
         if len(here) > 1 and tagged:
             here = tagged
             continue

@@ -109,7 +109,7 @@ OBJECTIVES = {
 }
 """What each family can learn; the first is its default."""
 
-WRITE_TEXT = ("causal_lm",)
+WRITE_TEXT = ("causal_lm", "prefix_lm", "span_corruption")
 """Objectives after which a model continues a prompt."""
 
 

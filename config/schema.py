@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from config.model_schema import ModelConfig
-from config.objective_schema import CAUSAL_LM, OBJECTIVES, CausalLM, Contrastive, MaskedLM, ObjectiveConfig, row_shape
+from config.objective_check import check_objective, fill_objective
+from config.objective_schema import CAUSAL_LM, ObjectiveConfig
 from config.parallel import check_parallel
 from config.section import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
 
@@ -243,18 +244,8 @@ class RunConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _fit_model_and_objective(cls, values: Any) -> Any:
-        """What the recipe leaves out: the objective that the model's family is for, the pooler that pairs need."""
-        if not isinstance(values, dict):
-            return values
-        model, objective = values.get("model"), values.get("objective") or {}
-        family = model.get("family", "gpt") if isinstance(model, dict) else getattr(model, "family", "gpt")
-        if isinstance(objective, dict) and family in OBJECTIVES:
-            values = {**values, "objective": {"name": OBJECTIVES[family][0], **objective}}
-        if isinstance(model, dict) and family == "bert":
-            pairs = objective.get("pairs") if isinstance(objective, dict) else getattr(objective, "pairs", None)
-            values = {**values, "model": {"pooler": pairs in ("nsp", "sop"), **model}}
-        return values
+    def _fill_objective(cls, values: Any) -> Any:
+        return fill_objective(values)
 
     @model_validator(mode="after")
     def _check_across_sections(self) -> "RunConfig":
@@ -280,35 +271,5 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check_objective(self) -> "RunConfig":
-        objective, family = self.objective, self.model.family
-        if objective.name not in OBJECTIVES[family]:
-            raise ValueError(
-                f"objective.name {objective.name} is not for model.family {family}: set it to "
-                f"{' or '.join(OBJECTIVES[family])}, or give a model of family "
-                f"{' or '.join(name for name, names in OBJECTIVES.items() if objective.name in names)}"
-            )
-        shape = row_shape(objective, self.data.row_length)
-        if shape.decoder > self.model.max_positions:
-            raise ValueError(
-                f"objective.noise_density cuts {shape.decoder} tokens for the decoder out of a row of data.row_length "
-                f"{self.data.row_length}, more than model.max_positions {self.model.max_positions}: lower it or row_length"
-            )
-        pairs = objective.pairs if isinstance(objective, MaskedLM) else "none"
-        if getattr(self.model, "pooler", False) != (pairs != "none"):
-            raise ValueError(
-                f"model.pooler {str(pairs == 'none').lower()} does not go with objective.pairs {pairs}: a pooler learns from "
-                "pairs alone, and they are told from what it makes; leave model.pooler out"
-            )
-        packs = isinstance(objective, CausalLM) or (isinstance(objective, MaskedLM) and objective.pairs == "none")
-        if self.data.document_masking and not packs:
-            kind = f"{objective.name} with pairs {pairs}" if pairs != "none" else objective.name
-            raise ValueError(
-                f"data.document_masking separates documents packed into a row, and objective {kind} "
-                "packs none that could be separated: set it to false"
-            )
-        if isinstance(objective, Contrastive) and objective.pooling == "cls" and family == "gpt":
-            raise ValueError(
-                "objective.pooling cls is the first token's state, which under model.family gpt has seen nothing else: "
-                "set it to last or mean"
-            )
+        check_objective(self)
         return self

@@ -43,6 +43,8 @@ class Setup:
         compiled = "on" if self.compile.value else "off"
         rows = {
             "model": f"{config.model.preset}, {counts.total:,} parameters ({counts.non_embedding:,} without embeddings)",
+            "objective": f"{config.objective.name}, {row_shape(config.objective, config.data.row_length).text:,} tokens of text "
+            f"in a row of {config.data.row_length:,}",
             "device": f"{derived.world_size} × {self.device}, ZeRO {self.zero_stage} ({config.engine.ds_config})",
             "precision": str(self.precision),
             "attention": str(self.kernel),

@@ -1,4 +1,4 @@
-"""Continue a text with a trained decoder, token by token."""
+"""Continue a text with a trained model, token by token."""
 
 import argparse
 import sys
@@ -20,25 +20,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     import torch
 
+    from data.prompt import prompt_for
     from model.generation import generate
     from tasks.checkpoints import load_model
     from tasks.text_stream import StopText, TextStream
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, tokenizer, _ = load_model(options.model, device)
-    prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
-    tokens = [tokenizer.eod_id, *tokenizer.encode(prompt)]
-    sys.stdout.write(prompt)
+    model, tokenizer, config = load_model(options.model, device)
+    text = sys.stdin.read() if options.prompt == "-" else options.prompt
+    prompt = prompt_for(config.objective, tokenizer, tokenizer.encode(text))
+    sys.stdout.write(text)
     stream = TextStream(tokenizer, sys.stdout, options.stop)
     with suppress(StopText):
         generation = generate(
             model,
-            torch.tensor([tokens], device=device),
+            torch.tensor([prompt.tokens], device=device),
+            source_BS=None if prompt.source is None else torch.tensor([prompt.source], device=device),
             max_new_tokens=options.tokens,
             temperature=options.temperature,
             top_k=options.top_k,
             top_p=options.top_p,
-            stop_ids=(tokenizer.eod_id,),
+            stop_ids=prompt.stop_ids,
             seed=options.seed,
             on_token=stream.add,
         )

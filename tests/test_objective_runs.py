@@ -1,14 +1,19 @@
 """Objectives through train.py, as a user runs them: tokenizer, metrics, continuing, loading the model afterwards."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
+from config import ConfigError
 from config.objective_schema import MaskedLM
 from data.dataset import load_tokenizer
+from data.prompt import prompt_for
 from data.specials import special_names
 from data.tokenizer import Tokenizer
 from tasks.checkpoints import load_model
-from tests.conftest import metrics, train
+from tests.conftest import ROOT, environment, metrics, train
 
 QUICK = [
     "schedule.steps=4",
@@ -56,7 +61,24 @@ def test_a_contrastive_run_leaves_a_model_that_loads(recipe, tmp_path):
     assert all("loss_contrastive" not in record for record in metrics(tmp_path / "runs/tiny"))
     assert "perplexity" not in result.stdout
     model, tokenizer, config = load_model(tmp_path / "runs/tiny", torch.device("cpu"))
+    with pytest.raises(ConfigError, match="objective contrastive does not write text"):
+        prompt_for(config.objective, tokenizer, [1])
     assert model(torch.tensor([tokenizer.ids_of(["[CLS]", "[SEP]"])])).shape == (1, 2, config.model.hidden_size)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["span_corruption", "prefix_lm"])
+def test_t5_samples_and_continues_a_prompt(recipe, tmp_path, objective):
+    t5 = ["model.family=t5", "model.preset=t5_v1_1", "model.num_kv_heads=null", f"objective.name={objective}"]
+    result = train(recipe, *t5, *QUICK)
+    assert result.returncode == 0, result.stderr
+    run = tmp_path / "runs/tiny"
+    assert [record["step"] for record in metrics(run) if "sample" in record] == [2, 4]
+    assert "tasks generate" in result.stdout
+    command = [sys.executable, "-m", "tasks", "generate", str(run), "--prompt", "the model", "--tokens", "5"]
+    written = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert written.returncode == 0, written.stderr
+    assert written.stdout.startswith("the model") and "<extra_id_0>" not in written.stdout
 
 
 def test_a_vocabulary_without_room_for_special_tokens_is_refused(recipe):

@@ -1,0 +1,62 @@
+"""What an objective asks of the other sections of a recipe."""
+
+from typing import TYPE_CHECKING, Any
+
+from config.objective_schema import OBJECTIVES, CausalLM, Contrastive, MaskedLM, row_shape
+
+if TYPE_CHECKING:
+    from config.schema import RunConfig
+
+
+def fill_objective(values: Any) -> Any:
+    """A recipe's values with what it leaves out: the objective that the model's family is for, the pooler that pairs need."""
+    if not isinstance(values, dict):
+        return values
+    model, objective = values.get("model"), values.get("objective") or {}
+    family = model.get("family", "gpt") if isinstance(model, dict) else getattr(model, "family", "gpt")
+    if isinstance(objective, dict) and family in OBJECTIVES:
+        values = {**values, "objective": {"name": OBJECTIVES[family][0], **objective}}
+    if isinstance(model, dict) and family == "bert":
+        pairs = objective.get("pairs") if isinstance(objective, dict) else getattr(objective, "pairs", None)
+        values = {**values, "model": {"pooler": pairs in ("nsp", "sop"), **model}}
+    return values
+
+
+def check_objective(config: "RunConfig") -> None:
+    """Raise ValueError if the model cannot learn the objective or the rows cannot serve it."""
+    objective, family = config.objective, config.model.family
+    if objective.name not in OBJECTIVES[family]:
+        raise ValueError(
+            f"objective.name {objective.name} is not for model.family {family}: set it to "
+            f"{' or '.join(OBJECTIVES[family])}, or give a model of family "
+            f"{' or '.join(name for name, names in OBJECTIVES.items() if objective.name in names)}"
+        )
+    if isinstance(objective, Contrastive) and objective.pooling == "cls" and family == "gpt":
+        raise ValueError(
+            "objective.pooling cls is the first token's state, which under model.family gpt has seen nothing else: "
+            "set it to last or mean"
+        )
+    pairs = objective.pairs if isinstance(objective, MaskedLM) else "none"
+    if getattr(config.model, "pooler", False) != (pairs != "none"):
+        raise ValueError(
+            f"model.pooler {str(pairs == 'none').lower()} does not go with objective.pairs {pairs}: a pooler learns from "
+            "pairs alone, and they are told from what it makes; leave model.pooler out"
+        )
+    _check_rows(config, pairs)
+
+
+def _check_rows(config: "RunConfig", pairs: str) -> None:
+    objective, row_length = config.objective, config.data.row_length
+    shape = row_shape(objective, row_length)
+    if shape.decoder > config.model.max_positions:
+        raise ValueError(
+            f"objective.noise_density cuts {shape.decoder} tokens for the decoder out of a row of data.row_length "
+            f"{row_length}, more than model.max_positions {config.model.max_positions}: lower it or row_length"
+        )
+    packs = isinstance(objective, CausalLM) or (isinstance(objective, MaskedLM) and pairs == "none")
+    if config.data.document_masking and not packs:
+        kind = objective.name if pairs == "none" else f"{objective.name} with pairs {pairs}"
+        raise ValueError(
+            f"data.document_masking separates documents packed into a row, and objective {kind} packs none that could be "
+            "separated: set it to false"
+        )
