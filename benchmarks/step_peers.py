@@ -1,23 +1,30 @@
-"""One peer of the training-step benchmark, as a process that takes steps when it is told to (see train_step.py)."""
+"""One peer of the training-step benchmark, as a process that takes steps when it is told to (see cpu_peers.py)."""
 
+import importlib.util
 import json
 import os
 import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from config import RunConfig, load_recipe
+from config import GPTConfig, RunConfig, load_recipe
 from config.derive import count_parameters, derive
 from config.rendezvous import rank_and_size
 from data.batch import Batch
+
+LossSum = Callable[[Any, Tensor, Tensor], Tensor]
+"""From the model, tokens and labels [B, T] to the summed cross-entropy."""
 
 
 class Turns:
@@ -53,14 +60,19 @@ def synthetic_tokens(config: RunConfig) -> NDArray[np.int64]:
     return np.random.default_rng(0).integers(0, config.model.vocab_size, shape)
 
 
+def gpt(config: RunConfig) -> GPTConfig:
+    assert isinstance(config.model, GPTConfig)
+    return config.model
+
+
 def micro_batches(config: RunConfig, rank: int, size: int) -> list[Batch]:
     """What this rank reads of it."""
     rows, micro = np.split(synthetic_tokens(config), size)[rank], config.batch.micro_batch_size
     parts = [rows[first : first + micro] for first in range(0, len(rows), micro)]
-    return [Batch(part[:, :-1], part[:, 1:], None, config.data.row_length) for part in parts]
+    return [Batch(part[:, :-1].copy(), part[:, 1:].copy(), None, config.data.row_length) for part in parts]
 
 
-def groundwork(config: RunConfig, turns: Turns) -> None:
+def groundwork(config: RunConfig, turns: Turns, source: str) -> None:
     """The engine that train.py drives."""
     from engine.build import build_engine
     from engine.dist import connect
@@ -75,36 +87,93 @@ def groundwork(config: RunConfig, turns: Turns) -> None:
         turns.end()
 
 
-def plain_torch(config: RunConfig, turns: Turns) -> None:
-    """The same model and optimiser in a loop of plain PyTorch; DistributedDataParallel on more than one rank."""
-    from engine.optimizer import build_optimizer
-    from model import build, compile_blocks, init_weights
-
+def torch_loop(
+    config: RunConfig, turns: Turns, model: nn.Module, optimizer: torch.optim.Optimizer, loss_sum: LossSum
+) -> None:
+    """A loop of plain PyTorch in the recipe's precision; DistributedDataParallel on more than one rank."""
     rank, size = rank_and_size(os.environ)
-    model: Any = build(config.model, loss_chunk_tokens=config.engine.loss_chunk_tokens)
-    init_weights(model, config.model, config.run.seed)
-    if config.engine.compile == "on":
-        compile_blocks(model)
-    optimizer = build_optimizer(model, config.optimizer)
+    wrapped: Any = model
     if size > 1:
         dist.init_process_group("gloo")
-        model = torch.nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+        wrapped = torch.nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
     batches = micro_batches(config, rank, size)
     scale = 1 / sum(batch.labels_BT.size for batch in batches)
+    low_precision = config.engine.precision != "fp32"
     while turns.begin():
         for batch in batches:
             apart = size > 1 and batch is not batches[-1]
-            with model.no_sync() if apart else nullcontext():
-                with torch.autocast("cpu", torch.bfloat16):
-                    loss = model(torch.from_numpy(batch.tokens_BT), torch.from_numpy(batch.labels_BT))
-                (loss.total * scale).backward()
+            with wrapped.no_sync() if apart else nullcontext():
+                with torch.autocast("cpu", torch.bfloat16, enabled=low_precision):
+                    loss = loss_sum(wrapped, torch.from_numpy(batch.tokens_BT), torch.from_numpy(batch.labels_BT))
+                (loss * scale).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.grad_clip)
         optimizer.step()
         optimizer.zero_grad()
         turns.end()
 
 
-def hugging_face(config: RunConfig, turns: Turns) -> None:
+def fused_adamw(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
+    o = config.optimizer
+    return torch.optim.AdamW(
+        model.parameters(), lr=o.lr, betas=(o.beta1, o.beta2), eps=o.eps, weight_decay=o.weight_decay, fused=True
+    )
+
+
+def plain_torch(config: RunConfig, turns: Turns, source: str) -> None:
+    """The engine's model and optimiser without the engine."""
+    from model import build, compile_blocks, init_weights
+
+    model = build(config.model, loss_chunk_tokens=config.engine.loss_chunk_tokens)
+    init_weights(model, config.model, config.run.seed)
+    if config.engine.compile == "on":
+        compile_blocks(model)
+    torch_loop(config, turns, model, fused_adamw(config, model), lambda m, tokens, labels: m(tokens, labels).total)
+
+
+def nanogpt(config: RunConfig, turns: Turns, source: str) -> None:
+    """karpathy/nanoGPT's model, from a checkout. In fp32 as its README trains on CPUs, else with a fused AdamW."""
+    spec = importlib.util.spec_from_file_location("nanogpt", Path(source) / "model.py")
+    assert spec and spec.loader
+    theirs = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(theirs)
+    m, o = gpt(config), config.optimizer
+    model = theirs.GPT(
+        theirs.GPTConfig(
+            block_size=m.max_positions, vocab_size=m.vocab_size, n_layer=m.num_layers, n_head=m.num_heads,
+            n_embd=m.hidden_size, dropout=0.0, bias=True,
+        )
+    )  # fmt: skip
+    assert sum(p.numel() for p in model.parameters()) == count_parameters(m).total
+    if config.engine.precision == "fp32":
+        optimizer = model.configure_optimizers(o.weight_decay, o.lr, (o.beta1, o.beta2), "cpu")
+    else:
+        optimizer = fused_adamw(config, model)
+    run: Any = torch.compile(model) if config.engine.compile == "on" else model
+    torch_loop(config, turns, run, optimizer, lambda m, tokens, labels: m(tokens, labels)[1] * labels.numel())
+
+
+def litgpt(config: RunConfig, turns: Turns, source: str) -> None:
+    """Lightning-AI/litgpt's model, from a checkout, with GPT-2's shape: but its positions are rotary, its head untied."""
+    sys.path.append(source)
+    from litgpt.config import Config  # type: ignore[import-not-found]
+    from litgpt.model import GPT  # type: ignore[import-not-found]
+
+    m = gpt(config)
+    model = GPT(
+        Config(
+            block_size=m.max_positions, padded_vocab_size=m.vocab_size, vocab_size=m.vocab_size, n_layer=m.num_layers,
+            n_head=m.num_heads, n_embd=m.hidden_size, rotary_percentage=1.0, parallel_residual=False, bias=True,
+            norm_class_name="LayerNorm", mlp_class_name="GptNeoxMLP", gelu_approximate="tanh",
+        )
+    )  # fmt: skip
+    run: Any = torch.compile(model) if config.engine.compile == "on" else model
+    torch_loop(
+        config, turns, run, fused_adamw(config, model),
+        lambda m, tokens, labels: F.cross_entropy(m(tokens).flatten(0, 1), labels.flatten(), reduction="sum"),
+    )  # fmt: skip
+
+
+def hugging_face(config: RunConfig, turns: Turns, source: str) -> None:
     """The transformers Trainer on the transformers model of the same shape."""
     import transformers
 
@@ -118,16 +187,16 @@ def hugging_face(config: RunConfig, turns: Turns) -> None:
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             turns.end()
 
-    settings = to_hf_config(config.model, dtype="float32")
+    settings = to_hf_config(gpt(config), dtype="float32")
     model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**settings))
-    assert model.num_parameters() == count_parameters(config.model).total
+    assert model.num_parameters() == count_parameters(gpt(config)).total
     # Labels are shifted inside their model.
     tokens = torch.from_numpy(synthetic_tokens(config)[:, :-1])
     rows = [{"input_ids": row, "labels": row} for row in tokens] * config.schedule.steps
     optimizer, size = config.optimizer, rank_and_size(os.environ)[1]
     with TemporaryDirectory() as folder:
         arguments = transformers.TrainingArguments(
-            output_dir=folder, use_cpu=True, bf16=True, ddp_backend="gloo", report_to="none", disable_tqdm=True,
+            output_dir=folder, use_cpu=True, bf16=True, torch_compile=config.engine.compile == "on", ddp_backend="gloo", report_to="none", disable_tqdm=True,
             save_strategy="no", logging_strategy="no", max_steps=config.schedule.steps,
             per_device_train_batch_size=config.batch.micro_batch_size,
             gradient_accumulation_steps=derive(config, size).accumulation_steps,
@@ -138,16 +207,19 @@ def hugging_face(config: RunConfig, turns: Turns) -> None:
         transformers.Trainer(model, arguments, train_dataset=rows, callbacks=[TakeTurns()]).train()
 
 
-PEERS: dict[str, Callable[[RunConfig, Turns], None]] = {
+PEERS: dict[str, Callable[[RunConfig, Turns, str], None]] = {
     "groundwork": groundwork,
     "plain_torch": plain_torch,
+    "nanogpt": nanogpt,
+    "litgpt": litgpt,
     "hugging_face": hugging_face,
 }
 
 
-def main(peer: str, recipe: str, *overrides: str) -> None:
+def main(peer: str, source: str, recipe: str, *overrides: str) -> None:
+    """`source`: the checkout of a peer that is not installed, or an empty string."""
     turns = Turns()
-    PEERS[peer](load_recipe(recipe, overrides), turns)
+    PEERS[peer](load_recipe(recipe, overrides), turns, source)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A training step beside its peers, at equal model, batch and optimiser: `python -m benchmarks.train_step`.
+"""A training step beside its peers, at equal model, batch and optimiser: `python -m benchmarks.cpu_peers`.
 
 Every peer is one process a rank (step_peers.py), which builds its model and waits; then the peers take turns of a few
 steps, in rounds, so that a slow minute of the machine falls on all of them. Random tokens: no corpus is needed.
@@ -21,12 +21,23 @@ from typing import IO
 from config import GroundworkError, RunConfig, load_recipe
 from config.derive import derive
 
+RECIPE = "gpt_quickstart"
 SETTINGS = (
-    "batch.global_batch_size=32", "batch.micro_batch_size=8", "engine.precision=bf16_autocast",
-    "schedule.steps=10000", "monitor.peak_tflops=1",
+    "model.preset=gpt2", "model.num_heads=4", "model.num_kv_heads=4", "engine.precision=bf16_autocast",
+    "engine.compile=on", "schedule.steps=10000", "monitor.peak_tflops=1",
 )  # fmt: skip
-"""Laid over the recipe, below the overrides of the command line."""
-WARM_UP_STEPS = 2
+"""Laid over the recipe: GPT-2's architecture, which all peers have."""
+SHAPES = {
+    "6x256": ("model.hidden_size=256", "model.head_size=64", "batch.global_batch_size=32"),
+    "4x128": (
+        "model.num_layers=4", "model.hidden_size=128", "model.head_size=32", "model.vocab_size=65",
+        "model.max_positions=64", "data.row_length=64", "batch.global_batch_size=12",
+    ),
+}  # fmt: skip
+"""Layers x width. 6x256: 256 tokens a row, 8,192 a step. 4x128: nanoGPT's own for CPUs, 64 a row, 768 a step."""
+MICRO_BATCH_TOKENS = 2048
+"""Fastest for every peer but nanoGPT in fp32, which takes the step whole."""
+WARM_UP_STEPS = 3
 
 
 @dataclass(frozen=True)
@@ -36,21 +47,26 @@ class Peer:
     label: str
     function: str
     """Name in step_peers.PEERS."""
-    overrides: tuple[str, ...] = ("engine.compile=off",)
+    overrides: tuple[str, ...] = ()
     needs: tuple[str, ...] = ("torch",)
     """Packages it cannot run without."""
+    checkout: str = ""
+    """The option with the path of its source."""
 
 
-PLAIN = Peer("plain torch", "plain_torch")
-STAGES = tuple(
-    Peer(f"Groundwork, ZeRO {stage}", "groundwork", (f"engine.ds_config=zero{stage}", "engine.compile=off"))
-    for stage in range(4)
+PEERS = (
+    Peer("nanoGPT as it ships: fp32", "nanogpt", ("engine.precision=fp32", "engine.compile=off"), checkout="nanogpt"),
+    Peer("nanoGPT, bf16, compiled, fused AdamW", "nanogpt", checkout="nanogpt"),
+    Peer("litgpt, bf16, compiled, fused AdamW", "litgpt", needs=("torch", "lightning"), checkout="litgpt"),
+    Peer("Hugging Face Trainer, bf16, compiled", "hugging_face", needs=("transformers", "accelerate")),
+    Peer("our model in plain torch, bf16, compiled", "plain_torch"),
+    *(
+        Peer(f"Groundwork, ZeRO {stage}, bf16, compiled", "groundwork", (f"engine.ds_config=zero{stage}",))
+        for stage in range(3)
+    ),
+    Peer("Groundwork, ZeRO 3, bf16", "groundwork", ("engine.ds_config=zero3", "engine.compile=off")),
 )
-TRAINER = Peer("Hugging Face Trainer", "hugging_face", needs=("transformers", "accelerate"))
-COMPILED = (
-    Peer("plain torch, compiled", "plain_torch", ("engine.compile=on",)),
-    Peer("Groundwork, ZeRO 1, compiled", "groundwork", ("engine.ds_config=zero1", "engine.compile=on")),
-)
+REFERENCE = "Groundwork, ZeRO 0"
 
 
 class PeerFailure(Exception):
@@ -60,13 +76,13 @@ class PeerFailure(Exception):
 class Group:
     """The running processes of one peer, one for each rank."""
 
-    def __init__(self, peer: Peer, recipe: str, overrides: list[str], ranks: int):
+    def __init__(self, peer: Peer, checkout: str, overrides: list[str], ranks: int):
         self.errors: IO[str] = TemporaryFile("w+")  # noqa: SIM115 (closed with the group)
-        command = [sys.executable, "-m", "benchmarks.step_peers", peer.function, recipe, *overrides, *peer.overrides]
+        command = [sys.executable, "-m", "benchmarks.step_peers", peer.function, checkout, RECIPE, *overrides]
         port = _free_port()
         self.processes = [
             subprocess.Popen(
-                command, env=_environment(rank, ranks, port), text=True,
+                [*command, *peer.overrides], env=_environment(rank, ranks, port), text=True,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
             )
             for rank in range(ranks)
@@ -96,17 +112,20 @@ class Group:
 
 
 def measure(
-    peers: list[Peer], recipe: str, overrides: list[str], ranks: int, rounds: int, steps: int
+    peers: dict[Peer, str], overrides: list[str], ranks: int, rounds: int, steps: int
 ) -> tuple[dict[Peer, list[float]], dict[Peer, str]]:
-    """Seconds of every step of each peer, and why a peer has none. The first turn of each, its warm-up, does not count."""
+    """Seconds of every step of each peer, and why a peer has none. The first turn of each, its warm-up, does not count.
+
+    `peers`: with the paths of their checkouts.
+    """
     seconds: dict[Peer, list[float]] = {peer: [] for peer in peers}
-    problems = {peer: f"needs {', '.join(missing)}" for peer in peers if (missing := _missing(peer))}
+    problems = {peer: f"needs {', '.join(missing)}" for peer in peers if (missing := _missing(peer, peers[peer]))}
     groups: dict[Peer, Group] = {}
     with ExitStack() as stack:
         for turn in range(1 + rounds):
             for peer in [peer for peer in peers if peer not in problems]:
                 if turn == 0:
-                    groups[peer] = stack.enter_context(closing(Group(peer, recipe, overrides, ranks)))
+                    groups[peer] = stack.enter_context(closing(Group(peer, peers[peer], overrides, ranks)))
                 try:
                     taken = groups[peer].take(steps if turn else WARM_UP_STEPS)
                 except PeerFailure as failure:
@@ -117,42 +136,56 @@ def measure(
 
 
 def table(config: RunConfig, ranks: int, seconds: dict[Peer, list[float]], problems: dict[Peer, str]) -> str:
-    """Medians as a Markdown table. The ratio is to plain torch: below 1 is faster."""
-    tokens, reference = derive(config, ranks).tokens_per_step, seconds[PLAIN] and median(seconds[PLAIN])
-    lines = [f"| {ranks} rank{'s'[: ranks - 1]} | ms per step | tokens/s | × plain torch |", "|---|---|---|---|"]
-    for peer, values in seconds.items():
+    """Medians as a Markdown table."""
+    tokens = derive(config, ranks).tokens_per_step
+    medians = {peer: median(values) for peer, values in seconds.items() if values and peer not in problems}
+    ours = next((middle for peer, middle in medians.items() if peer.label.startswith(REFERENCE)), None)
+    lines = [
+        f"| {ranks} rank{'s'[: ranks - 1]} | ms per step | tokens/s | {REFERENCE} is faster |",
+        "| --- | --- | --- | --- |",
+    ]
+    for peer in seconds:
         if peer in problems:
             lines.append(f"| {peer.label} | {problems[peer]} | | |")
             continue
-        middle = median(values)
-        ratio = f"{middle / reference:.2f}" if reference else ""
-        lines.append(f"| {peer.label} | {1e3 * middle:,.0f} | {tokens / middle:,.0f} | {ratio} |")
+        ratio = f"{medians[peer] / ours:.2f} ×" if ours else ""
+        lines.append(f"| {peer.label} | {1e3 * medians[peer]:,.0f} | {tokens / medians[peer]:,.0f} | {ratio} |")
     return "\n".join(lines)
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cpu_peers", description=__doc__)
+    parser.add_argument("--nanogpt", default="", metavar="PATH", help="a checkout of karpathy/nanoGPT")
+    parser.add_argument(
+        "--litgpt", default="", metavar="PATH", help="a checkout of Lightning-AI/litgpt; needs lightning"
+    )
+    parser.add_argument("--shape", choices=[*SHAPES], default="6x256", help="layers x width")
     parser.add_argument("--ranks", choices=["1", "2", "both"], default="both")
-    parser.add_argument("--compile", action="store_true", help="measure the compiled step as well")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3, help="steps of one turn")
-    parser.add_argument("--recipe", default="gpt_quickstart", help="where the model and the optimiser come from")
     parser.add_argument("--only", nargs="+", default=[], help="peers whose label contains one of these words")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     options = parser.parse_args(arguments)
-    overrides = [*SETTINGS, *options.overrides]
-    peers = [PLAIN, *STAGES, TRAINER, *(COMPILED if options.compile else ())]
-    chosen = [peer for peer in peers if not options.only or any(word in peer.label for word in options.only)]
+    shape = [*SETTINGS, *SHAPES[options.shape]]
+    wanted = [peer for peer in PEERS if not options.only or any(word in peer.label for word in options.only)]
+    peers = {peer: getattr(options, peer.checkout, "") for peer in wanted}
     try:
-        config = load_recipe(options.recipe, overrides)
         for ranks in (1, 2) if options.ranks == "both" else (int(options.ranks),):
-            print(f"{derive(config, ranks).batch_equation}; {_conditions(config, ranks)}\n")
-            measured = measure(chosen, options.recipe, overrides, ranks, options.rounds, options.steps)
+            overrides = [*shape, f"batch.micro_batch_size={micro_batch_size(shape, ranks)}", *options.overrides]
+            config = load_recipe(RECIPE, overrides)
+            print(f"{derive(config, ranks).batch_equation}; {_conditions(config, ranks)}\n", flush=True)
+            measured = measure(peers, overrides, ranks, options.rounds, options.steps)
             print(f"{table(config, ranks, *measured)}\n", flush=True)
     except GroundworkError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def micro_batch_size(shape: list[str], ranks: int) -> int:
+    """Rows of a micro-batch: MICRO_BATCH_TOKENS, or all that a rank has."""
+    config = load_recipe(RECIPE, shape)
+    return min(MICRO_BATCH_TOKENS // config.data.row_length, config.batch.global_batch_size // ranks)
 
 
 def _conditions(config: RunConfig, ranks: int) -> str:
@@ -165,8 +198,9 @@ def _threads(ranks: int) -> int:
     return max(len(os.sched_getaffinity(0)) // ranks, 1)
 
 
-def _missing(peer: Peer) -> list[str]:
-    return [package for package in peer.needs if not find_spec(package)]
+def _missing(peer: Peer, checkout: str) -> list[str]:
+    missing = [package for package in peer.needs if not find_spec(package)]
+    return missing if checkout or not peer.checkout else [*missing, f"--{peer.checkout} PATH"]
 
 
 def _environment(rank: int, ranks: int, port: int) -> dict[str, str]:
