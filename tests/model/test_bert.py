@@ -61,6 +61,15 @@ def test_rows_without_targets_cost_nothing_and_still_have_gradients():
     assert not any(p.grad.any() for name, p in ours.named_parameters() if "pool" not in name and "pairs" not in name)
 
 
+def test_a_row_without_a_pair_label_does_not_count():
+    ours = tiny_model(tiny_config("bert"))
+    tokens = random_tokens(ours.config)
+    some = ours(tokens, pair_labels_B=torch.tensor([1, model.IGNORE, 0]))["pairs"]
+    both = ours(tokens[[0, 2]], pair_labels_B=torch.tensor([1, 0]))["pairs"]
+    assert some.count == both.count == 2
+    assert_close(some.total, both.total, "loss")
+
+
 @pytest.mark.parametrize("preset", ["bert", "modernbert"])
 def test_recomputed_blocks_have_the_same_gradients(preset):
     config = tiny_config(preset, num_layers=4, local_window=3, global_every=3, pooler=False)
