@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from config import GPTConfig, RunConfig, load_recipe
-from config.derive import count_parameters, derive
+from config.count import count_parameters
+from config.derive import derive
 from config.rendezvous import rank_and_size
 from data.batch import Batch
 

@@ -9,7 +9,7 @@ from config.gpt_schema import GPTConfig
 from config.load import dump_recipe, load_recipe
 from config.schema import RunConfig
 from config.t5_schema import T5Config
-from config.transformer_schema import TransformerConfig
+from config.transformer_schema import Recompute, TransformerConfig
 
 __all__ = [
     "BertConfig",
@@ -21,6 +21,7 @@ __all__ = [
     "Difference",
     "GPTConfig",
     "GroundworkError",
+    "Recompute",
     "RunConfig",
     "T5Config",
     "TransformerConfig",

@@ -11,6 +11,7 @@ from config.choice import Choice
 from config.derive import Derived
 from config.device import DeviceInfo
 from config.ds_config import read_ds_config
+from config.ds_limits import limits
 from config.errors import ConfigError
 from config.schema import RunConfig
 
@@ -84,6 +85,7 @@ def deepspeed_json(
     for key in GPU_ONLY:
         if _get(values, key) == "auto":
             _put(values, key, device.kind == "gpu")
+    problems += limits(config, derived, values["zero_optimization"], device)
     problems += [f'{key} is "auto", but nothing in a recipe decides it: write a value' for key in _autos(values)]
     if problems:
         raise ConfigError("\n".join(f"{ds_config.path}: {problem}" for problem in problems))

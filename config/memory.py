@@ -8,8 +8,11 @@ fragmentation, the CUDA context (about 0.5 GB) and temporary tensors come on top
 from dataclasses import dataclass
 from typing import Any
 
-from config.derive import Derived, ParameterCounts
+from config.count import ParameterCounts
+from config.derive import Derived
+from config.objective_schema import RowShape, row_shape
 from config.schema import OptimizerSection, RunConfig
+from config.t5_schema import T5Config
 
 FP32 = 4
 """Bytes of one number."""
@@ -28,25 +31,21 @@ def estimate_memory(config: RunConfig, derived: Derived, ds_json: dict[str, Any]
     zero = ds_json["zero_optimization"]
     low = ds_json["bf16"]["enabled"] or ds_json["fp16"]["enabled"]
     autocast = ds_json["torch_autocast"]["enabled"]
-    count, ranks, stage = derived.parameters.total, derived.world_size, zero["stage"]
-    number = 2 if low else FP32
-
-    def share(sharded_from: int) -> int:
-        return -(-count // ranks) if stage >= sharded_from else count
-
-    weights = number * share(3)
-    gradients = number * share(2)
-    kept = moments(config.optimizer, derived.parameters) + (count if stage > 0 or low else 0)
-    optimizer = FP32 * (-(-kept // ranks) if stage else kept)
+    stage, number = zero["stage"], 2 if low else FP32
+    weights = number * _held(config, derived, stage, sharded_from=3)
+    gradients = number * _held(config, derived, stage, sharded_from=2)
+    kept = moments(config.optimizer, derived.parameters) / derived.parameters.total + (stage > 0 or low)
+    optimizer = int(FP32 * _held(config, derived, stage, sharded_from=1) * kept)
     offloaded = {
         name: size
         for name, size, key in (("weights", weights, "offload_param"), ("optimiser", optimizer, "offload_optimizer"))
         if (zero.get(key) or {}).get("device", "none") == "cpu"
     }
     if "optimiser" in offloaded and stage > 1:
-        offloaded["gradients"], gradients = FP32 * share(2), 0
+        offloaded["gradients"], gradients = FP32 * _held(config, derived, stage, sharded_from=2), 0
     parts = {
         "weights": 0 if "weights" in offloaded else weights,
+        "weights within a node (hpZ)": _secondary_weights(derived, zero, number),
         "gradients": gradients,
         "optimiser": 0 if "optimiser" in offloaded else optimizer,
         "bf16 copies of weights": 2 * _matrix_weights(config, derived) if autocast else 0,
@@ -55,6 +54,24 @@ def estimate_memory(config: RunConfig, derived: Derived, ds_json: dict[str, Any]
         "logits and head": _head(config, 2 if low or autocast else FP32),
     }
     return Memory({name: size for name, size in parts.items() if size}, offloaded)
+
+
+def _held(config: RunConfig, derived: Derived, stage: int, sharded_from: int) -> int:
+    """Numbers of a rank when ZeRO shards them from a stage on. Tensor parallelism slices the blocks' matrices; the slices
+    are sharded over the ranks that have the same one, the rest too, or at stage 3 over all ranks."""
+    counts, slices = derived.parameters, config.engine.tensor_parallel
+    sliced = (counts.attention + counts.ffn) // slices
+    whole = counts.total - counts.attention - counts.ffn
+    if stage < sharded_from:
+        return sliced + whole
+    ranks = derived.world_size // slices
+    return -(-sliced // ranks) + -(-whole // (derived.world_size if stage == 3 else ranks))
+
+
+def _secondary_weights(derived: Derived, zero: dict[str, Any], number: int) -> int:
+    """ZeRO++'s second shards (arXiv:2306.10209, section 3.2), of which `zero_hpz_partition_size` ranks have all weights."""
+    size = int(zero.get("zero_hpz_partition_size", 1))
+    return number * -(-derived.parameters.total // size) if size > 1 else 0
 
 
 def moments(optimizer: OptimizerSection, counts: ParameterCounts) -> int:
@@ -71,38 +88,68 @@ def moments(optimizer: OptimizerSection, counts: ParameterCounts) -> int:
 def activation_bytes(config: RunConfig, matmul: int, residual: int) -> int:
     """Activations that one micro-batch keeps for its backward pass.
 
-    Per token and block: the inputs of both norms (2D) in the residual's precision; the inputs of the attention's and
-    the feed-forward's products (2D), queries, keys, values and the attention's output in the products' precision; the
+    Per token and block: the inputs of the norms (2D) in the residual's precision; the inputs of the attention's and the
+    feed-forward's products (2D), queries, keys, values and the attention's output in the products' precision; the
     feed-forward's 2F, or 4F when gated; masks of dropout. With GPT's D = HE = KE, F = 4D, 2 bytes and dropout that is
-    the paper's 34·s·b·h. QK-norm adds its inputs; the reference kernel adds the attention's probabilities. With
-    activation checkpointing each block keeps its input alone, and one block is whole at a time. Compiled blocks come
-    close to this; uncompiled ones keep an extra copy in each RMSNorm and for each product under autocast, up to 1.6
-    times as much.
+    the paper's 34·s·b·h. QK-norm adds its inputs; the reference kernel adds the attention's probabilities. T5's
+    cross-attention adds a norm, a product's input, queries and output of the target, keys and values of the source.
+
+    Of what is recomputed, selective checkpointing keeps the results of products and attention, full checkpointing each
+    block's input; either has one block whole at a time. Sequence parallelism divides the tokens, tensor parallelism the
+    heads and F. Compiled blocks come close to this; uncompiled ones keep an extra copy in each RMSNorm and for each
+    product under autocast, up to 1.6 times as much.
 
     Args:
         matmul: bytes of a number in matrix products.
         residual: bytes of a number in the residual stream.
     """
     model = config.model
-    tokens, dropout = config.batch.micro_batch_size * config.data.row_length, model.dropout > 0
+    shape = row_shape(config.objective, config.data.row_length)
+    rows = config.batch.micro_batch_size * shape.rows
+    whole, kept = _block_bytes(config, matmul, residual), _kept_bytes(config, matmul, residual)
+    stacks = [(model.num_layers, rows * shape.length // config.engine.sequence_parallel)]
+    if isinstance(model, T5Config):
+        stacks.append((model.decoder_layers, rows * shape.decoder))
+    total = sum(layers * tokens * kept for layers, tokens in stacks)
+    if isinstance(model, T5Config) and config.engine.activation_checkpointing == "none":
+        total += model.decoder_layers * rows * _cross_bytes(model, shape, matmul, residual)
+    return total + (max(tokens for _, tokens in stacks) * whole if kept < whole else 0)
+
+
+def _block_bytes(config: RunConfig, matmul: int, residual: int) -> int:
+    """Of one token in one block, nothing being recomputed."""
+    model, slices, dropout = config.model, config.engine.tensor_parallel, config.model.dropout > 0
     queries, keys = model.num_heads * model.head_width, model.kv_heads * model.head_width
     attention = 2 * queries + 2 * keys + (queries + keys if model.qk_norm else 0)
     ffn = (4 if model.gated else 2) * model.ffn_width
-    one_block = (
-        2 * model.hidden_size * residual
-        + (2 * model.hidden_size + attention + ffn) * matmul
-        + 2 * model.hidden_size * dropout
-    )
+    size = 2 * model.hidden_size * residual + (2 * model.hidden_size + (attention + ffn) // slices) * matmul
     if config.engine.kernel == "reference":
-        one_block += model.num_heads * config.data.row_length * (matmul + (matmul + 1) * dropout)
-    if config.engine.activation_checkpointing:
-        return tokens * (model.num_layers * model.hidden_size * residual + one_block)
-    return tokens * model.num_layers * one_block
+        size += model.num_heads * config.data.row_length * (matmul + (matmul + 1) * dropout) // slices
+    return size + 2 * model.hidden_size * dropout
+
+
+def _kept_bytes(config: RunConfig, matmul: int, residual: int) -> int:
+    """Of one token in one block, what is not recomputed."""
+    model, slices = config.model, config.engine.tensor_parallel
+    if config.engine.activation_checkpointing == "none":
+        return _block_bytes(config, matmul, residual)
+    if config.engine.activation_checkpointing == "full":
+        return model.hidden_size * residual
+    heads = 2 * (model.num_heads + model.kv_heads) * model.head_width
+    ffn = (2 if model.gated else 1) * model.ffn_width
+    return model.hidden_size * (residual + 2 * matmul) + (heads + ffn) // slices * matmul
+
+
+def _cross_bytes(model: T5Config, shape: RowShape, matmul: int, residual: int) -> int:
+    """Of the cross-attention of one row in one block."""
+    target = model.hidden_size * (residual + matmul) + 2 * model.num_heads * model.head_width * matmul
+    return shape.decoder * target + shape.length * 2 * model.kv_heads * model.head_width * matmul
 
 
 def _matrix_weights(config: RunConfig, derived: Derived) -> int:
     """Weights that autocast keeps a second time: of matrix products, not of the embedding's lookup."""
-    return derived.parameters.attention + derived.parameters.ffn + config.model.vocab_size * config.model.hidden_size
+    sliced = (derived.parameters.attention + derived.parameters.ffn) // config.engine.tensor_parallel
+    return sliced + config.model.vocab_size * config.model.hidden_size
 
 
 def _buffers(config: RunConfig, derived: Derived, zero: dict[str, Any], number: int) -> int:
@@ -111,7 +158,10 @@ def _buffers(config: RunConfig, derived: Derived, zero: dict[str, Any], number: 
         return 0
     size = int(zero.get("reduce_bucket_size", 5e8)) * number * (2 if zero.get("overlap_comm") else 1)
     if zero["stage"] == 3:
-        largest = max(derived.parameters.largest_block, config.model.vocab_size * config.model.hidden_size)
+        largest = max(
+            derived.parameters.largest_block // config.engine.tensor_parallel,
+            config.model.vocab_size * config.model.hidden_size,
+        )
         ahead = int(zero.get("stage3_prefetch_bucket_size", 5e7))
         size += min(largest + ahead, derived.parameters.total) * number
     return size

@@ -23,7 +23,7 @@ def data_rank_and_size(engine: "EngineSection", rank: int, world_size: int) -> t
     if world_size % together:
         below = world_size // together * together
         raise ConfigError(
-            f"{setting(engine)} {together} does not divide {world_size} ranks: start "
+            f"{setting(engine)} {together} does not divide {world_size} rank{'s' if world_size > 1 else ''}: start "
             f"{f'{below} or ' if below else ''}{below + together} of them, or change the setting"
         )
     return rank // together, world_size // together
@@ -79,6 +79,18 @@ def _check_tensor_parallel(config: "RunConfig", size: int) -> None:
         raise ValueError(
             f"{asked} does not work with optimizer.name muon, which orthogonalises whole matrices, not slices: set it to 1"
         )
+    if config.engine.activation_checkpointing == "selective":
+        raise ValueError(
+            f"{asked} does not work with engine.activation_checkpointing selective: DeepSpeed adds up the ranks' products in "
+            "place, so that kept ones would be added twice; set it to full or none"
+        )
+    if isinstance(config.objective, Contrastive):
+        raise ValueError(
+            f"{asked} does not work with objective.name contrastive, whose negatives would hold each row once for each "
+            "rank that shares it: set it to 1"
+        )
+    if config.engine.compile == "on":
+        raise ValueError(f"{asked} has not been tried with engine.compile on: set it to auto or off")
     for what, count in (
         ("num_heads", model.num_heads),
         ("num_kv_heads", model.kv_heads),

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from config.derive import FLOPS_CONVENTION, Derived, ranks_in_words
+from config.count import FLOPS_CONVENTION
+from config.derive import Derived, ranks_in_words
 from config.memory import FP32, Memory, estimate_memory, moments
 from config.schema import RunConfig
 
@@ -60,13 +61,21 @@ def plan(config: RunConfig, derived: Derived, ds_json: dict[str, Any]) -> Plan:
     precision = precision or ("bf16_autocast" if ds_json["torch_autocast"]["enabled"] else "fp32")
     stage = ds_json["zero_optimization"]["stage"]
     return Plan(
-        name=f"{config.run.name}: {ranks_in_words(derived.world_size)}, ZeRO stage {stage}, {precision}",
+        name=f"{config.run.name}: {_ranks(config, derived)}, ZeRO stage {stage}, {precision}",
         derived=derived,
         steps=config.schedule.steps,
         memory=estimate_memory(config, derived, ds_json),
         checkpoint_bytes=FP32 * (derived.parameters.total + moments(config.optimizer, derived.parameters)),
         keep_last=config.checkpoint.keep_last,
     )
+
+
+def _ranks(config: RunConfig, derived: Derived) -> str:
+    """Ranks in words, and how they share rows."""
+    ranks, engine = ranks_in_words(derived.world_size), config.engine
+    if engine.tensor_parallel > 1:
+        return f"{ranks}, tensor parallel {engine.tensor_parallel}"
+    return ranks if engine.sequence_parallel == 1 else f"{ranks}, sequence parallel {engine.sequence_parallel}"
 
 
 def gigabytes(size: int) -> str:

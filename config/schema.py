@@ -12,6 +12,7 @@ from config.objective_check import check_objective, fill_objective
 from config.objective_schema import CAUSAL_LM, ObjectiveConfig
 from config.parallel import check_parallel
 from config.section import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from config.transformer_schema import Recompute
 
 
 class RunSection(Section):
@@ -170,8 +171,9 @@ class EngineSection(Section):
     """Attention kernel. auto: the fastest one that supports the model on the device."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile of each block. auto: on for a GPU and for long runs on a CPU with fast bf16, off under ZeRO 3."""
-    activation_checkpointing: bool = False
-    """Recompute each block in the backward pass: less memory, about a third more time."""
+    activation_checkpointing: Recompute = "none"
+    """What the backward pass computes again instead of keeping it. selective: all but matrix products and attention,
+    for about two thirds of the memory. full: each block from its input, for about a third more time."""
     sequence_parallel: PositiveInt = 1
     """Neighbouring ranks that share rows and split their tokens, for long rows (Ulysses, arXiv:2309.14509)."""
     tensor_parallel: PositiveInt = 1
@@ -181,6 +183,15 @@ class EngineSection(Section):
     """Tokens whose logits exist at the same time."""
     communication_timeout: PositiveFloat = 1800.0
     """Seconds after which a stuck collective fails the run."""
+
+    @model_validator(mode="after")
+    def _check_compile(self) -> "EngineSection":
+        if self.compile == "on" and self.activation_checkpointing == "selective":
+            raise ValueError(
+                "activation_checkpointing selective cannot look into compiled blocks and compile is on: set compile to "
+                "auto, or activation_checkpointing to full"
+            )
+        return self
 
 
 class CheckpointSection(Section):

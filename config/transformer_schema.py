@@ -7,6 +7,7 @@ from pydantic import model_validator
 from config.section import Fraction, PositiveFloat, PositiveInt, Section
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "relu2", "swiglu", "geglu", "geglu_tanh"]
+Recompute = Literal["none", "selective", "full"]
 GATED = ("swiglu", "geglu", "geglu_tanh")
 
 

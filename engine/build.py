@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from textwrap import fill
 
 from config import Choice, RunConfig
-from config.derive import FLOPS_CONVENTION, Derived, derive
+from config.count import FLOPS_CONVENTION
+from config.derive import Derived, derive
 from config.ds_config import read_ds_config
 from config.ds_json import deepspeed_json, resolve_precision
 from config.objective_schema import row_shape

@@ -38,6 +38,10 @@ def choose_compile(config: RunConfig, derived: Derived, precision: str, info: De
     """Whether to torch.compile the blocks, and why."""
     if config.engine.compile != "auto":
         return Choice(config.engine.compile == "on", "engine.compile")
+    if config.engine.tensor_parallel > 1:
+        return Choice(False, "tensor parallelism sums over ranks inside a block, which breaks its graph into pieces")
+    if config.engine.activation_checkpointing == "selective":
+        return Choice(False, "selective activation checkpointing cannot look into compiled blocks")
     if stage == 3:
         return Choice(False, "ZeRO 3 gathers weights inside a block, which breaks its graph into pieces")
     if info.kind == "gpu":

@@ -148,19 +148,14 @@ class Engine:
         """Stage 0 keeps plain gradients and reports no norm, so it is taken here, before DeepSpeed clips."""
         if self.stage > 0:
             return None
-        grads = [(name, p.grad) for name, p in self.deepspeed.module.named_parameters() if p.grad is not None]
+        grads = {name: p.grad for name, p in self.deepspeed.module.named_parameters() if p.grad is not None}
         if self.copies == 1:
-            return float(torch.nn.utils.get_total_norm([grad for _, grad in grads]))
-        whole, sliced = (
-            sum(
-                float(grad.double().square().sum())
-                for name, grad in grads
-                if (sliced_dimension(name) is None) == is_whole
-            )
-            for is_whole in (True, False)
-        )
-        sliced = all_sum([sliced], self.world.device)[0] * self.copies / self.world.size
-        return math.sqrt(whole + sliced)
+            return float(torch.nn.utils.get_total_norm(list(grads.values())))
+        slices = [grads.pop(name) for name in list(grads) if sliced_dimension(name) is not None]
+        whole, sliced = (float(torch.nn.utils.get_total_norm(part)) for part in (list(grads.values()), slices))
+        # Ranks with the same slice have the same gradients.
+        sliced = math.sqrt(all_sum([sliced**2], self.world.device)[0] * self.copies / self.world.size)
+        return math.hypot(whole, sliced)
 
     def _check_finite(self, what: str, value: float, index: int) -> None:
         if not math.isfinite(value):

@@ -168,6 +168,7 @@ def _publish_partitioned(zero: Any) -> None:
         shards = zero.unflatten(low, zero.fp16_partitioned_groups[index])
         for shard, value in zip(zero.fp16_partitioned_groups[index], shards, strict=True):
             shard.data = value.data
+    zero.invalidate_secondary_tensor()
     # Small parameters stay gathered between steps: drop the stale copies and gather the new ones.
     if persistent := zero.persistent_parameters:
         persistent[0].partition(persistent)

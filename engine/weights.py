@@ -31,5 +31,6 @@ def fill_weights(model: nn.Module, config: ModelConfig, seed: int) -> None:
         start = shard.ds_numel * dist.get_rank(parameter.ds_process_group)
         stop = min(start + shard.ds_numel, numel)
         shard.zero_()  # the last shard may reach over the end
+        parameter.ds_secondary_tensor = None  # hpZ's copy of what was there before; the first gathering makes another
         if start < stop:
             shard[: stop - start].copy_(initial_elements(name, numel, config, seed, start, stop))

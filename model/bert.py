@@ -5,9 +5,8 @@ Letters: B rows, T row length, N = B x T tokens, M predicted tokens, D width, V 
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from config import BertConfig
+from config import BertConfig, Recompute
 from model.bert_head import BertHead, select_targets
 from model.block import Block
 from model.head import Loss
@@ -15,11 +14,14 @@ from model.kernels import Kernel
 from model.layout import Layout
 from model.norm import make_norm
 from model.position import Rotary, rotary_table
+from model.recompute import run_block
 from model.spec import AttentionSpec
 
 
 class Bert(nn.Module):
-    def __init__(self, config: BertConfig, kernel: Kernel, *, loss_chunk_tokens: int, activation_checkpointing: bool):
+    def __init__(
+        self, config: BertConfig, kernel: Kernel, *, loss_chunk_tokens: int, activation_checkpointing: Recompute
+    ):
         super().__init__()
         self.config = config
         self.kernel = kernel
@@ -74,13 +76,9 @@ class Bert(nn.Module):
         views = {
             spec: (self._rotary(positions, spec), self.kernel.prepare(spec, x_BTD, layout)) for spec in set(self.specs)
         }
-        recompute = self.activation_checkpointing and torch.is_grad_enabled()
         for block, spec in zip(self.blocks, self.specs, strict=True):
             rotary, seen = views[spec]
-            if recompute:
-                x_BTD = checkpoint(block, x_BTD, rotary, seen, use_reentrant=False)
-            else:
-                x_BTD = block(x_BTD, rotary, seen)
+            x_BTD = run_block(block, self.activation_checkpointing, x_BTD, rotary, seen)
         return self.final_norm(x_BTD)
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:

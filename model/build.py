@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from config import Choice, TransformerConfig
+from config import Choice, Recompute, TransformerConfig
 from model.bert import Bert
 from model.block import Block
 from model.gpt import GPT
@@ -21,7 +21,7 @@ def build(
     *,
     kernel: Choice[Kernel] | str = "auto",
     loss_chunk_tokens: int = 1024,
-    activation_checkpointing: bool = False,
+    activation_checkpointing: Recompute = "none",
 ) -> Model:
     """The family's model on the default device in the default dtype. Its weights still have to be filled
     (`init_weights` or a file).

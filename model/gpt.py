@@ -5,9 +5,8 @@ Letters: B rows, T row length, D width, V vocabulary.
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from config import GPTConfig
+from config import GPTConfig, Recompute
 from model.block import Block
 from model.cache import KVCache
 from model.head import Head, Loss
@@ -15,11 +14,14 @@ from model.kernels import Kernel
 from model.layout import Layout
 from model.norm import make_norm
 from model.position import Rotary, rotary_table
+from model.recompute import run_block
 from model.spec import AttentionSpec
 
 
 class GPT(nn.Module):
-    def __init__(self, config: GPTConfig, kernel: Kernel, *, loss_chunk_tokens: int, activation_checkpointing: bool):
+    def __init__(
+        self, config: GPTConfig, kernel: Kernel, *, loss_chunk_tokens: int, activation_checkpointing: Recompute
+    ):
         super().__init__()
         self.config = config
         self.kernel = kernel
@@ -49,12 +51,9 @@ class GPT(nn.Module):
         x_BTD = self._embed(tokens_BT, positions)
         rotary = self._rotary(positions)
         layout = self.kernel.prepare(self.spec, x_BTD, layout)
-        recompute = self.activation_checkpointing and torch.is_grad_enabled()
         for i, block in enumerate(self.blocks):
-            if recompute:
-                x_BTD = checkpoint(block, x_BTD, rotary, layout, use_reentrant=False)
-            else:
-                x_BTD = block(x_BTD, rotary, layout, cache.layers[i] if cache else None)
+            layer_cache = cache.layers[i] if cache else None
+            x_BTD = run_block(block, self.activation_checkpointing, x_BTD, rotary, layout, layer_cache)
         x_BTD = self.final_norm(x_BTD)
         return x_BTD if labels_BT is None else self.lm_head(x_BTD, labels_BT)
 

@@ -3,11 +3,9 @@
 Letters: B rows, S source length, T target length, D width, H heads, V vocabulary.
 """
 
-import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from config import T5Config
+from config import Recompute, T5Config
 from model.attention import CrossAttention
 from model.block import Block
 from model.cache import KVCache, LayerCache
@@ -16,12 +14,15 @@ from model.kernels import Kernel
 from model.layout import Layout
 from model.norm import make_norm
 from model.position import Rotary
+from model.recompute import run_block
 from model.relative import RelativeBias
 from model.spec import AttentionSpec
 
 
 class T5(nn.Module):
-    def __init__(self, config: T5Config, kernel: Kernel, *, loss_chunk_tokens: int, activation_checkpointing: bool):
+    def __init__(
+        self, config: T5Config, kernel: Kernel, *, loss_chunk_tokens: int, activation_checkpointing: Recompute
+    ):
         super().__init__()
         self.config = config
         self.kernel = kernel
@@ -74,7 +75,7 @@ class Stack(nn.Module):
     def __init__(self, config: T5Config, kernel: Kernel, block: type[Block], num_layers: int, *, causal: bool):
         super().__init__()
         self.kernel = kernel
-        self.activation_checkpointing = False
+        self.activation_checkpointing: Recompute = "none"
         self.spec = attention_spec(config, causal)
         self.relative_embed = RelativeBias(
             config.relative_buckets, config.num_heads, max_distance=config.relative_max_distance, causal=causal
@@ -88,10 +89,9 @@ class Stack(nn.Module):
         length = x_BTD.shape[1]
         bias_HTS = self.relative_embed(length, length + (cache.length if cache else 0))
         layout = self.kernel.prepare(self.spec, x_BTD, layout)
-        recompute = self.activation_checkpointing and torch.is_grad_enabled()
         for i, block in enumerate(self.blocks):
             context = (None, layout, cache.layers[i] if cache else None, bias_HTS, *source)
-            x_BTD = checkpoint(block, x_BTD, *context, use_reentrant=False) if recompute else block(x_BTD, *context)
+            x_BTD = run_block(block, self.activation_checkpointing, x_BTD, *context)
         return self.dropout(self.final_norm(x_BTD))
 
 

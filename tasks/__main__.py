@@ -4,9 +4,9 @@ import argparse
 import sys
 
 from config import GroundworkError
-from tasks import export, generate
+from tasks import generate
 
-COMMANDS = {"generate": generate, "export": export}
+COMMANDS = {"generate": generate}
 
 
 def main(arguments: list[str]) -> int:

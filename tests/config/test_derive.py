@@ -1,75 +1,13 @@
-"""Batch arithmetic, parameter counts and FLOPs against published numbers, built models and counted operations."""
+"""Batch arithmetic."""
 
 import pytest
-import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from config import ConfigError, GPTConfig, load_recipe
-from config.derive import count_parameters, derive, flops_per_token
-from model import build
-
-TINY = {"vocab_size": 96, "num_layers": 3, "hidden_size": 32, "num_heads": 4, "max_positions": 16}
-SHAPES = [
-    {"preset": "gpt2"},
-    {"preset": "llama"},
-    {"preset": "qwen3", "num_kv_heads": 2},
-    {"preset": "qwen3", "head_size": 16, "ffn_size": 40, "tied_embeddings": True},
-    {"preset": "gpt2", "activation": "relu2", "bias": False, "tied_embeddings": False, "qk_norm": True},
-    {"preset": "llama", "bias": True, "num_kv_heads": 1, "activation": "gelu", "position": "learned"},
-]
+from config import ConfigError, load_recipe
+from config.derive import derive
 
 
 def debug(*overrides: str):
     return load_recipe("gpt_debug", overrides)
-
-
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_parameters_equal_the_built_models(shape):
-    config = GPTConfig(**TINY, **shape)
-    counts, built = count_parameters(config), {n: p.numel() for n, p in build(config).named_parameters()}
-
-    def of(*words: str) -> int:
-        return sum(size for name, size in built.items() if any(word in name for word in words))
-
-    assert counts.total == sum(built.values())
-    assert counts.embedding == of("embed_tokens")
-    assert counts.positions == of("embed_positions")
-    assert counts.attention == of("q_proj", "k_proj", "v_proj", "output_proj", "q_norm", "k_norm")
-    assert counts.ffn == of("gate_proj", "up_proj", "down_proj")
-    assert counts.head == of("lm_head")
-    assert counts.largest_block == of("blocks.0.")
-    assert counts.non_embedding == counts.attention + counts.ffn + counts.norms
-
-
-@pytest.mark.parametrize(
-    ("name", "shape", "published"),
-    [
-        ("GPT-2 small", dict(preset="gpt2", vocab_size=50257, num_layers=12, hidden_size=768, num_heads=12), 124_439_808),
-        ("GPT-2 XL", dict(preset="gpt2", vocab_size=50257, num_layers=48, hidden_size=1600, num_heads=25), 1_557_611_200),
-        ("Llama 2 7B", dict(preset="llama", vocab_size=32000, num_layers=32, hidden_size=4096, num_heads=32, ffn_size=11008), 6_738_415_616),
-        ("Qwen3 0.6B", dict(preset="qwen3", vocab_size=151936, num_layers=28, hidden_size=1024, num_heads=16, num_kv_heads=8, head_size=128, ffn_size=3072, tied_embeddings=True), 596_049_920),
-    ],
-)  # fmt: skip
-def test_parameters_of_published_models(name, shape, published):
-    assert count_parameters(GPTConfig(**shape)).total == published
-
-
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_flops_are_three_forward_passes_of_counted_products(shape):
-    """Torch counts 2 for each multiply-add of the forward pass; the backward pass takes twice as many."""
-    config = GPTConfig(**TINY, **shape)
-    model = build(config, kernel="reference")
-    for parameter in model.parameters():
-        torch.nn.init.zeros_(parameter)
-    tokens = torch.zeros(1, 16, dtype=torch.long)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.logits(model(tokens))
-    assert flops_per_token(config, 16) == 3 * counter.get_total_flops() / 16
-
-
-def test_flops_of_gpt2_as_commonly_stated():
-    shape = GPTConfig(preset="gpt2", vocab_size=50304, num_layers=12, hidden_size=768, num_heads=12)
-    assert flops_per_token(shape, 1024) == pytest.approx(0.855e9, rel=1e-3)
 
 
 def test_batch_equation_and_totals():
@@ -102,3 +40,13 @@ def test_an_indivisible_batch_names_the_nearest_choices_that_work(rows, micro, r
 def test_the_global_batch_is_the_same_on_any_number_of_ranks(ranks):
     derived = derive(debug("batch.global_batch_size=48", "batch.micro_batch_size=2"), ranks)
     assert 2 * ranks * derived.accumulation_steps == 48
+
+
+def test_ranks_that_share_rows_count_once():
+    derived = derive(debug("batch.global_batch_size=64", "batch.micro_batch_size=8", "engine.sequence_parallel=4"), 8)
+    assert (derived.world_size, derived.data_parallel, derived.accumulation_steps) == (8, 2, 4)
+    assert derived.batch_equation.startswith("64 rows = 8 micro × 4 accumulation × 2 groups of 4 ranks; ")
+    with pytest.raises(ConfigError, match=r"or the number of ranks to 4 or 8$"):
+        derive(debug("batch.global_batch_size=32", "batch.micro_batch_size=8", "engine.tensor_parallel=2"), 6)
+    with pytest.raises(ConfigError, match=r"engine.sequence_parallel 4 does not divide 6 ranks: start 4 or 8 of them"):
+        derive(debug("engine.sequence_parallel=4"), 6)

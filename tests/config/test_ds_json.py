@@ -10,7 +10,9 @@ from config.device import DeviceInfo, cpu_info
 from config.ds_config import read_ds_config
 from config.ds_json import deepspeed_json, resolve_precision
 
-SHIPPED = ["zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
+SHIPPED = {name: 2 for name in ("zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")}
+SHIPPED |= {"zero3_hpz": 8, "zero3_plus": 8}
+"""Names and a number of ranks for each."""
 FAST = DeviceInfo("cpu", "CPU with AMX", fast_bf16=True, fp16=False)
 SLOW = DeviceInfo("cpu", "CPU", fast_bf16=False, fp16=False)
 GPU = DeviceInfo("gpu", "H200", fast_bf16=True, fp16=True)
@@ -45,9 +47,11 @@ def message(values: object, precision: str = "fp32", *overrides: str) -> str:
 @pytest.mark.parametrize("name", SHIPPED)
 @pytest.mark.parametrize("precision", ["fp32", "bf16_autocast", "bf16", "fp16"])
 def test_shipped_configs_are_filled_completely(name, precision):
-    values = filled(precision, f"engine.ds_config={name}", "optimizer.grad_clip=0.5", "batch.global_batch_size=16")
+    ranks = SHIPPED[name]
+    batch = ("optimizer.grad_clip=0.5", f"batch.global_batch_size={8 * ranks}")
+    values = filled(precision, f"engine.ds_config={name}", *batch, device=GPU, ranks=ranks)
     assert '"auto"' not in json.dumps(values)
-    assert values["train_batch_size"] == 16
+    assert values["train_batch_size"] == 8 * ranks
     assert values["train_micro_batch_size_per_gpu"] == 4
     assert values["gradient_accumulation_steps"] == 2
     assert values["gradient_clipping"] == 0.5
@@ -55,7 +59,7 @@ def test_shipped_configs_are_filled_completely(name, precision):
     assert values["fp16"]["enabled"] == (precision == "fp16")
     assert values["torch_autocast"] == {"enabled": precision == "bf16_autocast", "dtype": "bfloat16"}
     assert values["zero_allow_untested_optimizer"] is True and values["zero_force_ds_cpu_optimizer"] is False
-    assert f"zero{values['zero_optimization']['stage']}" == name.removesuffix("_offload")
+    assert f"zero{values['zero_optimization']['stage']}" == name.partition("_")[0]
     assert ("offload_optimizer" in values["zero_optimization"]) == name.endswith("_offload")
 
 
@@ -63,8 +67,11 @@ def test_deepspeed_accepts_every_shipped_config():
     """DeepSpeed's own parser refuses unknown ZeRO settings and wrong types."""
     from deepspeed.runtime.config import DeepSpeedConfig
 
-    for name in SHIPPED:
-        parsed = DeepSpeedConfig(filled("bf16_autocast", f"engine.ds_config={name}", ranks=1))
+    for name, ranks in SHIPPED.items():
+        batch = f"batch.global_batch_size={8 * ranks}"
+        values = filled("bf16_autocast", f"engine.ds_config={name}", batch, device=GPU, ranks=ranks)
+        del values["train_batch_size"]  # of more ranks than this process has
+        parsed = DeepSpeedConfig(values)
         assert parsed.zero_config.stage == int(name[4])
         assert parsed.train_batch_size == 8 and parsed.gradient_accumulation_steps == 2
         assert parsed.torch_autocast_enabled and str(parsed.torch_autocast_dtype) == "torch.bfloat16"
@@ -138,6 +145,22 @@ ZERO1 = {"zero_optimization": {"stage": 1}}
 )  # fmt: skip
 def test_a_wrong_file_gets_its_message(values, expected):
     assert message(values) == expected
+
+
+@pytest.mark.parametrize(
+    ("zero", "overrides", "device", "expected"),
+    [
+        ({"stage": 3, "zero_hpz_partition_size": 8}, [], GPU, "zero_hpz_partition_size 8 does not divide 2 ranks: set it to the GPUs of one node, or engine.ds_config=zero3"),
+        ({"stage": 2, "zero_hpz_partition_size": 2}, [], GPU, "zero_hpz_partition_size needs stage 3, not stage 2: it is about sharded weights"),
+        ({"stage": 3, "zero_quantized_weights": True}, [], FAST, "zero_quantized_weights needs a GPU, not CPU with AMX: DeepSpeed quantises in CUDA kernels alone"),
+        ({"stage": 3, "zero_quantized_gradients": True}, [], FAST, "zero_quantized_gradients needs a GPU, not CPU with AMX: DeepSpeed quantises in CUDA kernels alone"),
+        ({"stage": 3, "zero_hpz_partition_size": 2}, ["engine.tensor_parallel=2"], GPU, "zero_hpz_partition_size does not work with engine.tensor_parallel 2: its groups of ranks take no account of slices; set it to 1, or engine.ds_config=zero3"),
+    ],
+)  # fmt: skip
+def test_what_zero_plus_plus_cannot_do_is_refused(zero, overrides, device, expected):
+    with pytest.raises(ConfigError) as error:
+        filled("fp32", written({"zero_optimization": zero}), *overrides, device=device)
+    assert str(error.value) == f"my.json: zero_optimization.{expected}"
 
 
 def test_a_missing_file_names_the_shipped_ones():

@@ -9,6 +9,7 @@ from config.ds_json import deepspeed_json
 from config.memory import activation_bytes, estimate_memory
 from config.plan import plan
 from model import build
+from tests.workers.memory import LiveBytes
 
 GPU = DeviceInfo("gpu", "H200", fast_bf16=True, fp16=True)
 SIZE = ("model.num_layers=6", "model.max_positions=256", "data.row_length=256", "batch.micro_batch_size=2")
@@ -87,12 +88,65 @@ def test_activations_are_what_autograd_keeps(overrides, most):
     assert 1.0 <= measured / activation_bytes(config, matmul=4, residual=4) <= most
 
 
-def test_activation_checkpointing_keeps_block_inputs_and_one_block():
-    plain, recomputed = (
-        load_recipe("gpt_debug", [*SIZE, f"engine.activation_checkpointing={on}"]) for on in ("false", "true")
+def recomputing(how: str, layers: int = 6):
+    return load_recipe("gpt_debug", [*SIZE, f"engine.activation_checkpointing={how}", f"model.num_layers={layers}"])
+
+
+def test_full_activation_checkpointing_keeps_block_inputs_and_one_block():
+    one_block = activation_bytes(recomputing("none"), 2, 2) // 6
+    assert activation_bytes(recomputing("full"), 2, 2) == 6 * 2 * 256 * 64 * 2 + one_block
+
+
+@pytest.mark.parametrize("how", ["none", "selective", "full"])
+def test_each_further_block_keeps_what_the_plan_says(how):
+    """Bytes of all tensors alive after a forward pass, in fp32; without recomputation RMSNorm keeps a copy more."""
+
+    def alive(layers: int) -> int:
+        config = recomputing(how, layers)
+        with LiveBytes() as live:
+            model = build(config.model, kernel="sdpa", activation_checkpointing=how)
+            weights = live.now
+            hidden = model(torch.zeros(2, 256, dtype=torch.long))
+            kept = live.now - weights
+        assert hidden.requires_grad
+        return kept
+
+    planned = activation_bytes(recomputing(how, 8), 4, 4) - activation_bytes(recomputing(how, 4), 4, 4)
+    assert 0.99 <= (alive(8) - alive(4)) / planned <= 1.2
+
+
+def test_ranks_that_share_rows_share_activations_and_slices():
+    """Sequence parallelism divides all activations and no weights, tensor parallelism both but norms and embeddings."""
+    base = (
+        "batch.global_batch_size=64",
+        "engine.ds_config=zero0",
+        "engine.precision=auto",
+        "batch.micro_batch_size=1",
+        "engine.activation_checkpointing=none",
     )
-    one_block = activation_bytes(plain, 2, 2) // 6
-    assert activation_bytes(recomputed, 2, 2) == 6 * 2 * 256 * 64 * 2 + one_block
+    count, plain = memory("fp32", 8, *base)
+    sliced = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008)
+    _, rows = memory("fp32", 8, *base, "engine.sequence_parallel=8")
+    _, slices = memory("fp32", 8, *base, "engine.tensor_parallel=8")
+    assert rows.device["weights"] == plain.device["weights"] == 4 * count
+    assert rows.device["activations"] == plain.device["activations"] / 8
+    assert slices.device["weights"] == pytest.approx(4 * (count - sliced) + 4 * sliced / 8, rel=1e-6)
+    assert 1 / 8 < slices.device["activations"] / plain.device["activations"] < 1 / 2
+
+
+def test_hpz_keeps_a_second_share_of_the_weights():
+    count, estimate = memory("bf16", 64, "engine.ds_config=zero3_hpz")
+    assert estimate.device["weights within a node (hpZ)"] == pytest.approx(2 * count / 8, rel=1e-6)
+
+
+@pytest.mark.parametrize("ranks", [8, 64, 256, 1024])
+@pytest.mark.parametrize("name", ["llama_7b", "llama_70b"])
+def test_the_large_recipes_divide_over_clusters(name, ranks):
+    config = load_recipe(name, [])
+    derived = derive(config, ranks)
+    estimate = estimate_memory(config, derived, deepspeed_json(config, derived, "bf16", GPU))
+    states = sum(estimate.device[part] for part in ("weights", "gradients", "optimiser"))
+    assert states == pytest.approx(16 * derived.parameters.total / ranks, rel=1e-6)
 
 
 def test_the_text_is_aligned_and_adds_up():

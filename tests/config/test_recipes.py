@@ -8,6 +8,7 @@ from config.ds_json import deepspeed_json, resolve_precision
 from config.fields import all_settings
 from config.help import settings_help
 from config.load import RECIPES, recipe_names
+from config.parallel import ranks_per_row
 from config.plan import plan
 
 GPU = DeviceInfo("gpu", "H200", fast_bf16=True, fp16=True)
@@ -18,6 +19,7 @@ SHIPPED = recipe_names()
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_recipe_loads_and_plans(name, ranks):
     config = load_recipe(name, [])
+    ranks *= ranks_per_row(config.engine)
     derived = derive(config, ranks)
     precision = resolve_precision(config, GPU).value
     text = str(plan(config, derived, deepspeed_json(config, derived, precision, GPU)))

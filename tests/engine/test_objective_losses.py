@@ -114,6 +114,22 @@ def test_every_objective_trains_on_two_ranks_as_on_one(corpus):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("shared", ["sequence_parallel", "tensor_parallel"])
+def test_bert_on_shared_rows_and_slices_learns_as_on_one_process(corpus, shared):
+    bert = {**BERT, "preset": "bert", "qk_norm": True}
+    cases = [
+        {"model": model, "data": {"document_masking": masking}} for model, masking in ((bert, False), (MODERN, True))
+    ]
+    one = run_ranks(1, train_objectives, [case_on(corpus, case) for case in cases], STEPS)[0]
+    two = run_ranks(
+        2, train_objectives, [case_on(corpus, case, ds_config="zero3", **{shared: 2}) for case in cases], STEPS
+    )
+    for case, expected, *ranks in zip(cases, one, *two, strict=True):
+        for curve in ranks:
+            assert_close(curve, expected, f"{case}")
+
+
+@pytest.mark.slow
 def test_contrastive_training_at_every_stage_follows_plain_torch(corpus, tmp_path):
     """Two ranks at each ZeRO stage against one fp32 process that holds all rows at once; the temperature is learned,
     sharded, saved and continued."""

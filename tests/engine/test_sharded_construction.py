@@ -1,6 +1,6 @@
 """Under ZeRO 3 no process ever holds the whole model, and it starts from the same weights."""
 
-from config.derive import count_parameters
+from config.count import count_parameters
 from tests.ranks import run_ranks
 from tests.tiny import tiny_config
 from tests.workers.memory import bytes_while_building

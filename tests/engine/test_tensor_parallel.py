@@ -26,7 +26,7 @@ def test_two_ranks_with_slices_follow_one_process():
     plain = [{**shape, "engine": {"ds_config": "zero0"}} for shape in SHAPES]
     expected = run_ranks(1, train_and_evaluate, plain, STEPS)[0]
     cases = cases_on(*({"ds_config": f"zero{stage}", **SLICED} for stage in range(4)))
-    cases.append((1, {**SHAPES[1], "engine": {"ds_config": "zero1", **SLICED, "activation_checkpointing": True}}))
+    cases.append((1, {**SHAPES[1], "engine": {"ds_config": "zero1", **SLICED, "activation_checkpointing": "full"}}))
     ranks = run_ranks(2, train_and_evaluate, [case for _, case in cases], STEPS)
     assert ranks[0] == ranks[1]
     for (number, case), (curve, held_out, sample) in zip(cases, ranks[0], strict=True):
@@ -69,6 +69,10 @@ def test_columns_of_a_matrix_are_found_in_the_whole():
         (["engine.tensor_parallel=3"], "engine.tensor_parallel 3 does not divide model.num_heads 4"),
         (["engine.tensor_parallel=2", "model.num_kv_heads=1"], "2 does not divide model.num_kv_heads 1"),
         (["engine.tensor_parallel=2", "optimizer.name=muon"], "engine.tensor_parallel 2 does not work with optimizer.name muon"),
+        (["engine.tensor_parallel=2", "engine.activation_checkpointing=selective"], "2 does not work with engine.activation_checkpointing selective"),
+        (["engine.tensor_parallel=2", "objective.name=contrastive"], "2 does not work with objective.name contrastive"),
+        (["engine.tensor_parallel=2", "engine.compile=on"], "2 has not been tried with engine.compile on"),
+        (["engine.compile=on", "engine.activation_checkpointing=selective"], "cannot look into compiled blocks and compile is on"),
         (["engine.tensor_parallel=2", "engine.sequence_parallel=2"], "engine.sequence_parallel 2 does not work with engine.tensor_parallel 2"),
     ],
 )  # fmt: skip

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from config import RunConfig
+from config.parallel import data_rank_and_size
 from data.batch import Batch
 from data.stream import open_stream
 from data.validation import open_validation
@@ -50,19 +51,21 @@ def train_objectives(cases: list[dict[str, Any]], steps: int) -> list[Curve]:
 
 
 def make_stream(config: RunConfig, world: World) -> Any:
-    where = {"rank": world.rank, "world_size": world.size}
+    rank, size = data_rank_and_size(config.engine, world.rank, world.size)
+    where = {"rank": rank, "world_size": size}
     return open_stream(config.data, config.batch, config.objective, seed=3, vocab_size=config.model.vocab_size, **where)
 
 
 def held_out_batches(config: RunConfig, world: World) -> list[Batch]:
+    rank, size = data_rank_and_size(config.engine, world.rank, world.size)
     return open_validation(
         config.data,
         config.objective,
         rows=13,
         micro_batch_size=config.batch.micro_batch_size,
         vocab_size=config.model.vocab_size,
-        rank=world.rank,
-        world_size=world.size,
+        rank=rank,
+        world_size=size,
     )
 
 
