@@ -4,9 +4,9 @@ import argparse
 import sys
 
 from config import GroundworkError
-from tasks import generate
+from tasks import export, generate
 
-COMMANDS = {"generate": generate}
+COMMANDS = {"generate": generate, "export": export}
 
 
 def main(arguments: list[str]) -> int:

@@ -9,7 +9,7 @@ from data.tokenizer import Tokenizer
 from engine.checkpoint import committed, damage
 from engine.objective import TEMPERATURE
 from engine.state import read_weights
-from model import GPT, build
+from model import Model, build
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -27,7 +27,7 @@ def find_checkpoint(path: Path) -> Path:
     raise CheckpointError(f"{path}: no intact checkpoint here; give a run's folder or one of its checkpoints")
 
 
-def load_model(path: Path, device: torch.device) -> tuple[GPT, Tokenizer, RunConfig]:
+def load_model(path: Path, device: torch.device) -> tuple[Model, Tokenizer, RunConfig]:
     """The model in fp32 on `device`, its tokenizer and its recipe."""
     checkpoint = find_checkpoint(path)
     config = load_recipe(str(checkpoint / "recipe.yaml"))

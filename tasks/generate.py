@@ -21,6 +21,7 @@ def run(options: argparse.Namespace) -> int:
     import torch
 
     from data.prompt import prompt_for
+    from model import Bert
     from model.generation import generate
     from tasks.checkpoints import load_model
     from tasks.text_stream import StopText, TextStream
@@ -29,6 +30,7 @@ def run(options: argparse.Namespace) -> int:
     model, tokenizer, config = load_model(options.model, device)
     text = sys.stdin.read() if options.prompt == "-" else options.prompt
     prompt = prompt_for(config.objective, tokenizer, tokenizer.encode(text))
+    assert not isinstance(model, Bert), "no objective of a bert writes text"
     sys.stdout.write(text)
     stream = TextStream(tokenizer, sys.stdout, options.stop)
     with suppress(StopText):

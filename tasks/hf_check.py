@@ -1,0 +1,108 @@
+"""Whether a Hugging Face folder computes what our model computes.
+
+Letters: B rows, T row length, V vocabulary.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from config import CheckpointError, ConfigError
+from data.tokenizer import Tokenizer
+from model import T5, Bert, Layout, Model
+from model.hf import architecture
+from tasks.hf_tokenizer import special_tokens
+
+ROWS, LENGTH = 2, 192
+"""Of the random tokens; longer than ModernBERT's windows."""
+TEXTS = (
+    "The quick brown fox jumps over the lazy dog. It isn't tired, is it?",
+    "def f(x):\n\treturn x ** 2  # two  spaces\n\n\n",
+    "Naïve café, Größe 1 234,5 €; 日本語の文、Привет, 🙂🙃!",
+    " leading and trailing spaces ",
+)
+
+
+def import_transformers() -> Any:
+    try:
+        import transformers
+    except ImportError:
+        raise ConfigError(
+            "export is checked with transformers, which is not installed: pip install transformers"
+        ) from None
+    return transformers
+
+
+def check_tokenizer(folder: Path, ours: Tokenizer, family: str) -> None:
+    """Raises CheckpointError if AutoTokenizer reads other ids, other text or other special tokens out of the folder."""
+    theirs = import_transformers().AutoTokenizer.from_pretrained(folder)
+    tokens = special_tokens(ours, family)
+    ids = dict(zip(tokens, ours.ids_of(tuple(tokens.values())), strict=True))
+    for role, token in tokens.items():
+        _same(role, (getattr(theirs, role), getattr(theirs, f"{role}_id")), (token, ids[role]))
+    before, after = {"bert": ("cls_token", "sep_token"), "t5": (None, "eos_token")}.get(family, (None, None))
+    for text in TEXTS:
+        plain = ours.encode(text)
+        _same(f"tokens of {text!r}", theirs.encode(text, add_special_tokens=False), plain)
+        _same(f"text of the tokens of {text!r}", theirs.decode(plain), ours.decode(plain))
+        surrounded = [*([ids[before]] if before else []), *plain, *([ids[after]] if after else [])]
+        _same(f"input_ids of {text!r}", theirs(text)["input_ids"], surrounded)
+
+
+def _same(what: str, theirs: Any, ours: Any) -> None:
+    if theirs != ours:
+        raise CheckpointError(f"the export is refused: {what} are {theirs!r} in transformers and {ours!r} here")
+
+
+@torch.no_grad()
+def check_model(folder: Path, ours: Model, dtype: str, tolerance: float) -> float:
+    """Largest difference between the logits of the two models in `dtype`, as a share of the largest logit.
+
+    Raises CheckpointError if it is above `tolerance`, or if weights are missing or left over.
+    """
+    ours = ours.to(getattr(torch, dtype)).eval()
+    auto_class = getattr(import_transformers(), architecture(ours.config).auto_class)
+    theirs, report = auto_class.from_pretrained(folder, dtype=getattr(torch, dtype), output_loading_info=True)
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report[problem]:
+            raise CheckpointError(f"the export is refused: {problem} in transformers: {sorted(report[problem])[:5]}")
+    largest = 0.0
+    for what, expected, actual in _logits(ours, theirs.eval()):
+        scale = max(1.0, expected.abs().max().item())
+        difference = (actual.float() - expected.float()).abs().max().item() / scale
+        if not difference <= tolerance:
+            raise CheckpointError(
+                f"the export is refused: {what} differ by {difference:.1e} of the largest in {dtype}, "
+                f"more than {tolerance:g}"
+            )
+        largest = max(largest, difference)
+    return largest
+
+
+def _logits(ours: Any, theirs: Any) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """(what, ours, theirs) on random tokens, and on padded rows where the model reads both ways."""
+    generator = torch.Generator().manual_seed(0)
+    length = min(LENGTH, ours.config.max_positions)
+
+    def draw(limit: int) -> Tensor:
+        return torch.randint(limit, (ROWS, length), generator=generator)
+
+    tokens_BT, lengths = draw(ours.config.vocab_size), [length, length // 2 + 1]
+    layout, text_BT = Layout.padded(lengths, length), torch.arange(length) < torch.tensor(lengths).unsqueeze(1)
+    if isinstance(ours, T5):
+        source_BS = draw(ours.config.vocab_size)
+        output = theirs(input_ids=source_BS, attention_mask=text_BT.long(), decoder_input_ids=tokens_BT)
+        yield "logits", ours.logits(ours(source_BS, tokens_BT, source_layout=layout)), output.logits
+    elif isinstance(ours, Bert):
+        types_BT = draw(ours.config.token_types) if ours.config.token_types else None
+        types = {} if types_BT is None else {"token_type_ids": types_BT}
+        output = theirs(tokens_BT, attention_mask=text_BT.long(), **types)
+        hidden_BTD = ours(tokens_BT, layout=layout, token_types_BT=types_BT)
+        yield "logits", ours.logits(hidden_BTD)[text_BT], output[0][text_BT]
+        if ours.config.pooler:
+            yield "logits of pairs", ours.lm_head.pair_logits(hidden_BTD), output.seq_relationship_logits
+    else:
+        yield "logits", ours.logits(ours(tokens_BT)), theirs(tokens_BT).logits
