@@ -98,7 +98,7 @@ def torch_loop(
         dist.init_process_group("gloo")
         wrapped = torch.nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
     batches = micro_batches(config, rank, size)
-    scale = 1 / sum(batch.labels_BT.size for batch in batches)
+    scale = 1 / sum(batch.tokens_BT.size for batch in batches)
     low_precision = config.engine.precision != "fp32"
     while turns.begin():
         for batch in batches:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from textwrap import fill
 
+import torch
+
 from config import Choice, RunConfig
 from config.count import FLOPS_CONVENTION
 from config.derive import Derived, derive
@@ -12,7 +14,7 @@ from config.objective_schema import row_shape
 from config.parallel import data_rank_and_size
 from data.batch import Batch
 from data.validation import open_validation
-from engine.device import COMPUTE_DTYPE, choose_compile, device_info, peak_tflops
+from engine.device import COMPUTE_DTYPE, choose_compile, choose_threads, device_info, peak_tflops
 from engine.dist import World, from_main, together
 from engine.engine import Engine
 from engine.objective import add_temperature
@@ -33,6 +35,8 @@ class Setup:
     precision: Choice[str]
     kernel: Choice[Kernel]
     compile: Choice[bool]
+    threads: Choice[int]
+    """Of this rank, on the CPU."""
     peak: Choice[float]
     """TFLOP/s of one device."""
     owners: list[Ownership]
@@ -50,6 +54,7 @@ class Setup:
             "precision": str(self.precision),
             "attention": str(self.kernel),
             "compile": f"{compiled} ({self.compile.reason})",
+            "threads": str(self.threads),
             "optimizer": f"\n{'':12}".join(fill(str(owner), 108, subsequent_indent=" " * 14) for owner in self.owners),
             "batch": derived.batch_equation,
             "length": f"{config.schedule.steps:,} steps, {derived.total_tokens:,} tokens, "
@@ -92,6 +97,8 @@ def build_engine(config: RunConfig, world: World) -> tuple[Engine, Setup]:
     if shared > 1:
         kernel = share_attention(kernel, shared)
     compiled = choose_compile(config, derived, precision.value, info, stage)
+    threads = choose_threads()
+    torch.set_num_threads(threads.value)
     # Measured on one rank, so that all of them report the same figure.
     peak = from_main(peak_tflops(world.device, precision.value, config.monitor.peak_tflops) if world.is_main else None)
     if config.engine.tensor_parallel > 1:
@@ -110,4 +117,4 @@ def build_engine(config: RunConfig, world: World) -> tuple[Engine, Setup]:
     if compiled.value:
         compile_blocks(model)
     engine = Engine(config, model, ds_json, world)
-    return engine, Setup(derived, info.name, stage, precision, kernel, compiled, peak, engine.owners)
+    return engine, Setup(derived, info.name, stage, precision, kernel, compiled, threads, peak, engine.owners)

@@ -1,8 +1,9 @@
-"""What the device can do, and the choices that follow: low precision, compiling, peak rate."""
+"""What the device can do, and the choices that follow: low precision, compiling, threads, peak rate."""
 
 import os
 import re
 import shutil
+import socket
 import time
 from statistics import median
 
@@ -12,6 +13,7 @@ from config.choice import Choice
 from config.derive import Derived
 from config.device import DeviceInfo, cpu_info
 from config.schema import RunConfig
+from engine.dist import gather_objects
 
 # Compiling takes a CPU about half a minute and saves a third of a step: 0.7 s in 1e12 FLOPs where it was measured.
 FLOPS_THAT_REPAY_COMPILING = 5e13
@@ -53,6 +55,28 @@ def choose_compile(config: RunConfig, derived: Derived, precision: str, info: De
     if derived.total_flops < FLOPS_THAT_REPAY_COMPILING:
         return Choice(False, "the run is too short to repay it")
     return Choice(True, "the run is long enough to repay it")
+
+
+def choose_threads() -> Choice[int]:
+    """CPU threads of this rank, and why: ranks that may run on the same cores divide them. All ranks call it together.
+
+    Launchers start every rank with as many threads as there are cores, and two such ranks get in each other's way.
+    """
+    threads, cores = torch.get_num_threads(), usable_cores()
+    host = socket.gethostname()
+    sharing = sum(other == host and not cores.isdisjoint(theirs) for other, theirs in gather_objects((host, cores)))
+    if "OMP_NUM_THREADS" in os.environ:
+        return Choice(threads, "OMP_NUM_THREADS")
+    if sharing == 1:
+        return Choice(threads, f"this rank has its {len(cores)} core(s) to itself")
+    return Choice(max(threads // sharing, 1), f"{sharing} ranks share {len(cores)} cores")
+
+
+def usable_cores() -> set[int]:
+    """Numbers of the cores this process may run on; all of them where the system does not say."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
 
 
 def peak_tflops(device: torch.device, precision: str, configured: float | None) -> Choice[float]:
