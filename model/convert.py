@@ -17,6 +17,8 @@ from model.hf import architecture, from_hf_config, to_hf_config
 StateDict = dict[str, Tensor]
 BLOCK = re.compile(r"\.(\d+)\.")
 """Number of the block in a parameter's name."""
+TENSORFLOW_NORM = re.compile(r"(?<=LayerNorm\.)(gamma|beta)$")
+"""Weight and bias of norms in files that were converted from TensorFlow, such as the first BERTs."""
 
 
 def load_hf(folder: str | Path) -> tuple[TransformerConfig, StateDict]:
@@ -82,6 +84,7 @@ def from_hf_names(config: TransformerConfig, tensors: StateDict) -> StateDict:
     for key, tensor in tensors.items():
         if theirs.ignored and theirs.ignored.search(key):
             continue
+        key = TENSORFLOW_NORM.sub(lambda kind: {"gamma": "weight", "beta": "bias"}[kind[0]], key)
         found = _look_up(key, theirs.names) or _look_up(theirs.prefix + key, theirs.names)
         if found is None:
             state[key] = tensor

@@ -9,6 +9,7 @@ from model.hf.llama import rope_theta
 DROPOUTS = ("embedding_dropout", "attention_dropout", "mlp_dropout")
 BIASES = ("attention_bias", "mlp_bias", "norm_bias", "classifier_bias")
 GATES = {"silu": "swiglu", "gelu": "geglu", "gelu_pytorch_tanh": "geglu_tanh"}
+TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
 EVERYWHERE, NEAR = "full_attention", "sliding_attention"
 
 
@@ -34,6 +35,7 @@ def _write(config: BertConfig) -> dict[str, Any]:
         "local_rope_theta": thetas[NEAR],
         **dict.fromkeys(BIASES, config.bias),
         **dict.fromkeys(DROPOUTS, config.dropout),
+        **dict.fromkeys(TOKENS),  # those that transformers supposes lie outside of other vocabularies
     }
 
 

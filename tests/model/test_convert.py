@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 import model
 from config import CheckpointError, ConfigError
 from model.hf import architecture, from_hf_config, to_hf_config
+from model.hf.architecture import RESOLVED
 from tests.model.tiny import tiny_config, tiny_model
 
 
@@ -44,6 +45,16 @@ def assert_same(state, expected) -> None:
         ("qwen3", dict(sliding_window=8), "model.sliding_window: 8 has no equivalent"),
         ("llama", dict(attention_softcap=50.0), "model.attention_softcap: 50.0 has no equivalent"),
         ("mistral", dict(bias=True), "model.bias: True has no equivalent .*MistralForCausalLM"),
+        ("bert", dict(norm_order="pre"), "model.norm_order: pre has no equivalent .*BertForPreTraining.* post"),
+        ("bert", dict(token_types=0), "model.token_types: 0 has no equivalent"),
+        ("bert", dict(tied_embeddings=False), "model.tied_embeddings: False has no equivalent"),
+        ("bert", dict(pooler=False, bias=False), "model.bias: False has no equivalent .*BertForMaskedLM"),
+        ("bert", dict(activation="geglu"), "model.activation: geglu has no equivalent"),
+        ("bert", dict(local_window=4, global_every=2), "model.local_window: 4 has no equivalent"),
+        ("modernbert", dict(norm_order="post"), "model.norm_order: post has no equivalent .*ModernBertForMaskedLM"),
+        ("modernbert", dict(token_types=2), "model.token_types: 2 has no equivalent"),
+        ("modernbert", dict(pooler=True), "model.pooler: True has no equivalent"),
+        ("modernbert", dict(num_kv_heads=2), "model.num_kv_heads: 2 has no equivalent"),
         ("gpt2", dict(head_size=16), "model.head_size: 16 has no equivalent"),
     ],
 )
@@ -55,7 +66,11 @@ def test_a_model_without_equivalent_is_refused_by_setting(preset, changes, messa
 @pytest.mark.parametrize(
     "preset, changes, message",
     [
-        ("llama", dict(model_type="opt"), "model_type 'opt' is not one of gpt2, llama, mistral, qwen3"),
+        (
+            "llama",
+            dict(model_type="opt"),
+            "model_type 'opt' is not one of gpt2, llama, mistral, qwen3, bert, modernbert, t5",
+        ),
         ("llama", dict(hidden_act="gelu"), "hidden_act 'gelu' is not supported, only 'silu'"),
         ("llama", dict(rope_parameters={"rope_type": "llama3", "rope_theta": 1.0}), "type 'llama3' is not supported"),
         ("llama", dict(rope_parameters=None, rope_scaling={"type": "linear"}), "type 'linear' is not supported"),
@@ -65,6 +80,21 @@ def test_a_model_without_equivalent_is_refused_by_setting(preset, changes, messa
         ("gpt2", dict(activation_function="tanh"), "activation_function 'tanh' is not supported"),
         ("gpt2", dict(scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx True is not supported"),
         ("gpt2", dict(attn_pdrop=0.3), "attn_pdrop 0.3 is not supported, only 0.0"),
+        ("bert", dict(hidden_act="silu"), "hidden_act 'silu' is not supported"),
+        ("bert", dict(is_decoder=True), "is_decoder True is not supported"),
+        ("bert", dict(attention_probs_dropout_prob=0.3), "attention_probs_dropout_prob 0.3 is not supported"),
+        ("modernbert", dict(mlp_bias=True), "mlp_bias True is not supported, only False"),
+        (
+            "modernbert",
+            dict(classifier_activation="relu"),
+            "classifier_activation 'relu' is not supported, only 'gelu'",
+        ),
+        ("modernbert", dict(decoder_bias=False), "decoder_bias False is not supported"),
+        (
+            "modernbert",
+            dict(layer_types=["full_attention", "sliding_attention", "full_attention", "full_attention"]),
+            "layer_types .* is not supported",
+        ),
         ("llama", dict(hidden_size="wide"), "hidden_size: Input should be a valid integer"),
     ],
 )
@@ -94,6 +124,54 @@ def test_names_and_buffers_of_the_original_gpt2_are_read(tmp_path):
     old["h.0.attn.bias"] = torch.ones(1, 1, 64, 64)
     save_file(old, tmp_path / "model.safetensors")
     assert_same(model.load_hf(tmp_path)[1], state)
+
+
+def test_norms_and_copies_of_the_original_bert_are_read(tmp_path):
+    _, state = save_tiny(tmp_path, "bert")
+    tensors = load_file(tmp_path / "model.safetensors")
+    for ours, theirs in (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta")):
+        tensors = {name.replace(ours, theirs): tensor for name, tensor in tensors.items()}
+    tensors["cls.predictions.decoder.weight"] = torch.ones(96, 32)
+    tensors["bert.embeddings.position_ids"] = torch.arange(64)
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert_same(model.load_hf(tmp_path)[1], state)
+
+
+def test_a_modernbert_config_of_the_hub_is_read(tmp_path):
+    """As answerdotai/ModernBERT-base writes it: the pattern of its blocks as one number."""
+    save_tiny(tmp_path, "modernbert", num_layers=4)
+    settings = dict(global_attn_every_n_layers=3, local_attention=128, global_rope_theta=1.6e5, local_rope_theta=1e4)
+    edit_config(tmp_path, layer_types=None, rope_parameters=None, **settings)
+    config = model.load_hf(tmp_path)[0]
+    assert [config.is_local(i) for i in range(4)] == [False, True, True, False]
+    assert (config.local_window, config.rope_theta, config.local_rope_theta) == (64, 1.6e5, 1e4)
+
+
+class Watched:
+    """A config that notes which of its settings are asked for."""
+
+    def __init__(self, config):
+        self.config, self.asked = config, set()
+
+    def __getattr__(self, name):
+        self.asked |= {name, *(setting for setting, resolved in RESOLVED.items() if resolved == name)}
+        return getattr(self.config, name)
+
+
+@pytest.mark.parametrize("preset", ["gpt2", "llama", "mistral", "qwen3", "bert", "modernbert"])
+def test_no_setting_is_lost_on_the_way(preset):
+    """Each is written, or decides whether the model can be exported at all."""
+    watched = Watched(tiny_config(preset))
+    to_hf_config(watched, dtype="float32")
+    if hasattr(watched.config, "is_local"):
+        watched.asked |= {"global_every"}
+    unimportant = {"preset", "zero_init_outputs"}  # how a model was named and how it started
+    elsewhere = {"rope_theta", "local_rope_theta"} if watched.config.position == "learned" else set()
+    if preset in ("llama", "mistral", "qwen3"):
+        unimportant.add("dropout")  # theirs have it on attention alone
+    assert set(type(watched.config).model_fields) - watched.asked == unimportant | (
+        elsewhere & set(type(watched.config).model_fields)
+    )
 
 
 def test_sharded_files_are_read(tmp_path):
