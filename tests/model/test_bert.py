@@ -70,10 +70,11 @@ def test_a_row_without_a_pair_label_does_not_count():
     assert_close(some.total, both.total, "loss")
 
 
+@pytest.mark.parametrize("recompute", ["selective", "full"])
 @pytest.mark.parametrize("preset", ["bert", "modernbert"])
-def test_recomputed_blocks_have_the_same_gradients(preset):
+def test_recomputed_blocks_have_the_same_gradients(preset, recompute):
     config = tiny_config(preset, num_layers=4, local_window=3, global_every=3, pooler=False)
-    plain, recomputed = tiny_model(config), tiny_model(config, activation_checkpointing=True)
+    plain, recomputed = tiny_model(config), tiny_model(config, activation_checkpointing=recompute)
     tokens = random_tokens(config)
     layout = model.Layout.padded([24, 7, 13], 24)
     for bert in (plain, recomputed):
