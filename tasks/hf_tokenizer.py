@@ -34,7 +34,10 @@ def save_tokenizer(folder: Path, tokenizer: Tokenizer, config: TransformerConfig
     family = config.family
     tokens = special_tokens(tokenizer, family)
     ids = dict(zip(tokens, tokenizer.ids_of(tuple(tokens.values())), strict=True))
-    model = tokenizers.Tokenizer.from_str(tokenizer.spec)
+    spec = json.loads(tokenizer.spec)
+    if (spec.get("post_processor") or {}).get("type") != "ByteLevel":
+        spec["post_processor"] = None  # it added special tokens that training did not
+    model = tokenizers.Tokenizer.from_str(json.dumps(spec))
     if template := templates(family, tokens):
         numbers = [(tokens[role], ids[role]) for role in tokens]
         model.post_processor = TemplateProcessing(single=template[0], pair=template[1], special_tokens=numbers)

@@ -7,16 +7,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 import transformers
 from safetensors.torch import load_file
+from tokenizers.processors import TemplateProcessing
 
 import model.convert
 import tasks.checkpoints
 import tasks.hf_tokenizer
 from config import CheckpointError, ConfigError
 from data.specials import BERT, T5
-from data.tokenizer import byte_tokenizer
+from data.tokenizer import Tokenizer, byte_tokenizer
 from model.hf import architecture
 from tasks.export import export
 from tests.conftest import ROOT, environment, train
@@ -88,6 +90,16 @@ def test_tokenizers_surround_texts_as_in_training(trained, tmp_path):
     assert words("a<extra_id_1>")["input_ids"] == [97, tokenizer.ids_of(["<extra_id_1>"])[0], tokenizer.eod_id]
     hf = transformers.AutoConfig.from_pretrained(tmp_path / "t5")
     assert hf.decoder_start_token_id == hf.pad_token_id == tokenizer.ids_of(T5)[0]
+
+
+def test_special_tokens_that_training_did_not_add_are_not_exported(monkeypatch, tmp_path):
+    spec = tokenizers.Tokenizer.from_str(byte_tokenizer().spec)
+    spec.post_processor = TemplateProcessing(single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 256)])
+    config = CONFIGS["llama"]
+    loaded = tiny_model(config), Tokenizer(spec.to_str()), SimpleNamespace(model=config)
+    monkeypatch.setattr(tasks.checkpoints, "load_model", lambda path, device: loaded)
+    export(tmp_path, tmp_path / "out")
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "out")("ab")["input_ids"] == [97, 98]
 
 
 def swapped(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
