@@ -76,7 +76,7 @@ def train(command: CommandLine, stream: "Stream", tokenizer: "Tokenizer") -> int
     from engine.fault import StopRequest
     from engine.monitor import Monitor
     from engine.runs import open_run, run_documents, summary
-    from engine.sample import continue_prompt
+    from engine.sample import sample_text
 
     config, last = command.config, command.config.schedule.steps
     documents = run_documents(config, tokenizer)
@@ -112,7 +112,7 @@ def train(command: CommandLine, stream: "Stream", tokenizer: "Tokenizer") -> int
             if config.validation.is_due(state.step, last):
                 monitor.validation(state.step, engine.evaluate(held_out))
                 if config.monitor.sample_tokens and config.objective.name in WRITE_TEXT:
-                    monitor.sample(state.step, continue_prompt(engine, tokenizer, state.step))
+                    monitor.sample(state.step, sample_text(engine, tokenizer, state.step))
             if stopping or config.checkpoint.is_due(state.step, last):
                 path = save(run.checkpoints, engine.deepspeed, state, documents, world, config.checkpoint.keep_last)
             if stopping and state.step < last:

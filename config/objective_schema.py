@@ -109,8 +109,8 @@ OBJECTIVES = {
 }
 """What each family can learn; the first is its default."""
 
-WRITE_TEXT = ("causal_lm", "prefix_lm", "span_corruption")
-"""Objectives after which a model continues a prompt."""
+WRITE_TEXT = ("causal_lm", "prefix_lm", "span_corruption", "masked_lm")
+"""Objectives after which a model continues a prompt or fills in what it leaves out."""
 
 
 @dataclass(frozen=True)

@@ -230,7 +230,8 @@ class MonitorSection(Section):
     wandb_project: str = "groundwork"
     """Project name for Weights & Biases."""
     sample_prompt: str = ""
-    """Text to continue at each validation; empty starts from the end-of-text token."""
+    """Text to continue at each validation, or to fill in: under span_corruption at <extra_id_0>, under masked_lm at [MASK],
+    at the end if it has none. Empty starts from the end-of-text token."""
     sample_tokens: NonNegativeInt = 64
     """Tokens generated at each validation; 0 turns samples off."""
     peak_tflops: PositiveFloat | None = None

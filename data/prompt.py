@@ -1,39 +1,49 @@
-"""What a trained model is given so that it continues a text, as its objective has taught it."""
+"""What a model reads of a prompt: the row that its objective would have made of the text."""
 
 from dataclasses import dataclass
 
 from config import ConfigError
-from config.objective_schema import WRITE_TEXT, CausalLM, ObjectiveConfig, PrefixLM
-from data.specials import T5
+from config.objective_schema import WRITE_TEXT, MaskedLM, ObjectiveConfig, PrefixLM, SpanCorruption
+from data.specials import T5, special_names
 from data.tokenizer import Tokenizer
 
-EXTRA_TOKENS = 2
-"""Most tokens that a prompt has beside those of its text."""
+MASK = "[MASK]"
 
 
 @dataclass(frozen=True)
 class Prompt:
+    text: str
+    """What to show before the text that the model writes."""
     tokens: list[int]
-    """What the model writes after."""
+    """What a decoder continues, or the row in which masks are filled in."""
     source: list[int] | None
-    """What an encoder reads."""
+    """What an encoder reads before the decoder starts."""
     stop_ids: tuple[int, ...]
     """Tokens that end the text."""
 
 
-def prompt_for(objective: ObjectiveConfig, tokenizer: Tokenizer, ids: list[int]) -> Prompt:
-    """The prompt after which a model writes what follows the tokens `ids`. Raises ConfigError if it was not taught to write.
+def encode_prompt(text: str, objective: ObjectiveConfig, tokenizer: Tokenizer) -> Prompt:
+    """The prompt as a row of the objective; the names of its special tokens stand for these tokens.
 
-    After span corruption it is the text with the first sentinel at its end, and the model writes the span that is missing.
+    After span corruption a model writes what fills each `<extra_id_n>`; a prompt without them gets the first at its end,
+    and the model writes what follows it. A row for masks has one at its end if the prompt has none.
+    Raises ConfigError if the objective teaches no text.
     """
     if objective.name not in WRITE_TEXT:
         raise ConfigError(
             f"a model trained by objective {objective.name} does not write text; {', '.join(WRITE_TEXT)} teach it"
         )
-    end = tokenizer.eod_id
-    if isinstance(objective, CausalLM):
-        return Prompt([end, *ids], None, (end,))
-    pad_id, first_id, second_id = tokenizer.ids_of(T5[:3])
+    if isinstance(objective, MaskedLM) and MASK not in text:
+        text += MASK
+    ids, end = tokenizer.encode_with(text, special_names(objective)), tokenizer.eod_id
+    if isinstance(objective, MaskedLM):
+        begin, separator = tokenizer.ids_of(["[CLS]", "[SEP]"])
+        return Prompt(text, [begin, *ids, separator], None, ())
     if isinstance(objective, PrefixLM):
-        return Prompt([pad_id], [end, *ids], (end,))
-    return Prompt([pad_id, first_id], [*ids, first_id, end], (end, second_id))
+        return Prompt(text, tokenizer.ids_of(T5[:1]), [end, *ids], (end,))
+    if isinstance(objective, SpanCorruption):
+        pad_id, first_id, second_id = tokenizer.ids_of(T5[:3])
+        if first_id in ids:
+            return Prompt(f"{text} → ", [pad_id], [*ids, end], (end,))
+        return Prompt(text, [pad_id, first_id], [*ids, first_id, end], (end, second_id))
+    return Prompt(text, [end, *ids], None, (end,))

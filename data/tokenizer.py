@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -85,6 +86,12 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without an end-of-document token."""
         return self._model.encode(text, add_special_tokens=False).ids
+
+    def encode_with(self, text: str, names: Sequence[str]) -> list[int]:
+        """Token ids of a text in which these special tokens stand for themselves."""
+        ids = dict(zip(names, self.ids_of(names), strict=True))
+        pieces = re.split(f"({'|'.join(map(re.escape, names))})", text) if names else [text]
+        return [id_ for piece in pieces for id_ in ([ids[piece]] if piece in ids else self.encode(piece))]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of several texts, on all cores."""

@@ -1,17 +1,19 @@
-"""Continue prompts token by token, with cached keys and values.
+"""Continue prompts token by token, with cached keys and values; fill in masks.
 
 Letters: B prompts, T prompt length, S source length, V vocabulary.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from config import ConfigError
+from model.bert import Bert
 from model.cache import KVCache
 from model.gpt import GPT
 from model.layout import Layout
@@ -71,28 +73,44 @@ def generate(
         cache = KVCache(model.config.num_layers, length + steps)
     new_tokens: list[list[int]] = [[] for _ in tokens_BT]
     stopped: set[int] = set()
+    with inference(model):
+        for _ in range(steps):
+            hidden_BTD = decoder(tokens_BT, cache=cache)
+            logits_BV = model.logits(hidden_BTD[:, -1:]).squeeze(1)
+            tokens_BT = next_tokens(logits_BV, temperature, top_k, top_p, generator).unsqueeze(1)
+            for row, token in enumerate(tokens_BT.squeeze(1).tolist()):
+                if token in stop_ids:
+                    stopped.add(row)
+                if row not in stopped:
+                    new_tokens[row].append(token)
+                    if on_token:
+                        on_token(row, token)
+            if len(stopped) == len(new_tokens):
+                break
+    limit: Reason = "length" if steps == max_new_tokens else "context"
+    return Generation(new_tokens, ["stop" if row in stopped else limit for row in range(len(new_tokens))])
+
+
+def likely_tokens(model: Bert, tokens_BT: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Probabilities and ids [B, T, count] of the most probable tokens at each place of rows with masks.
+
+    Raises ConfigError for rows longer than max_positions.
+    """
+    _check_length("prompt", tokens_BT.shape[1], model.config.max_positions)
+    with inference(model):
+        return model.logits(model(tokens_BT)).float().softmax(-1).topk(count)
+
+
+@contextmanager
+def inference(model: nn.Module) -> Iterator[None]:
+    """No gradients, no dropout, and no compiled blocks, which would be compiled again for each length."""
     was_training = model.training
     model.eval()
     try:
-        # Compiled blocks would be compiled again for each length.
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            for _ in range(steps):
-                hidden_BTD = decoder(tokens_BT, cache=cache)
-                logits_BV = model.logits(hidden_BTD[:, -1:]).squeeze(1)
-                tokens_BT = next_tokens(logits_BV, temperature, top_k, top_p, generator).unsqueeze(1)
-                for row, token in enumerate(tokens_BT.squeeze(1).tolist()):
-                    if token in stop_ids:
-                        stopped.add(row)
-                    if row not in stopped:
-                        new_tokens[row].append(token)
-                        if on_token:
-                            on_token(row, token)
-                if len(stopped) == len(new_tokens):
-                    break
+            yield
     finally:
         model.train(was_training)
-    limit: Reason = "length" if steps == max_new_tokens else "context"
-    return Generation(new_tokens, ["stop" if row in stopped else limit for row in range(len(new_tokens))])
 
 
 def next_tokens(

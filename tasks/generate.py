@@ -1,4 +1,4 @@
-"""Continue a text with a trained model, token by token."""
+"""Text from a trained model: it continues a prompt, writes what fills <extra_id_0> in it, or names what [MASK] hides."""
 
 import argparse
 import sys
@@ -8,7 +8,7 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="folder of a run or of a checkpoint")
-    parser.add_argument("--prompt", default="", help="text to continue; - reads it from standard input")
+    parser.add_argument("--prompt", default="", help="text to continue or to fill in; - reads it from standard input")
     parser.add_argument("--tokens", type=int, default=200, help="most new tokens (default 200)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default 0.8)")
     parser.add_argument("--top-k", type=int, help="draw from the K likeliest tokens only")
@@ -20,24 +20,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     import torch
 
-    from data.prompt import prompt_for
-    from model import Bert
-    from model.generation import generate
+    from data.prompt import encode_prompt
+    from engine.sample import fill_masks, write
     from tasks.checkpoints import load_model
     from tasks.text_stream import StopText, TextStream
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, tokenizer, config = load_model(options.model, device)
     text = sys.stdin.read() if options.prompt == "-" else options.prompt
-    prompt = prompt_for(config.objective, tokenizer, tokenizer.encode(text))
-    assert not isinstance(model, Bert), "no objective of a bert writes text"
-    sys.stdout.write(text)
+    prompt = encode_prompt(text, config.objective, tokenizer)
+    if config.objective.name == "masked_lm":
+        print(fill_masks(model, prompt, tokenizer, device))
+        return 0
+    sys.stdout.write(prompt.text)
     stream = TextStream(tokenizer, sys.stdout, options.stop)
     with suppress(StopText):
-        generation = generate(
+        generation = write(
             model,
-            torch.tensor([prompt.tokens], device=device),
-            source_BS=None if prompt.source is None else torch.tensor([prompt.source], device=device),
+            prompt,
+            device,
             max_new_tokens=options.tokens,
             temperature=options.temperature,
             top_k=options.top_k,

@@ -9,7 +9,7 @@ import torch
 from config import ConfigError
 from config.objective_schema import MaskedLM
 from data.dataset import load_tokenizer
-from data.prompt import prompt_for
+from data.prompt import encode_prompt
 from data.specials import special_names
 from data.tokenizer import Tokenizer
 from tasks.checkpoints import load_model
@@ -37,7 +37,7 @@ def test_bert_learns_tokens_and_pairs_and_continues(recipe, corpus, tmp_path):
     held_out = [record for record in metrics(run) if "validation_loss" in record]
     assert set(held_out[0]) >= {"validation_loss_mlm", "validation_loss_pairs", "validation_perplexity"}
     assert "validation loss" in result.stdout and "loss pairs" in result.stdout
-    assert not any("sample" in record for record in metrics(run)) and "tasks generate" not in result.stdout
+    assert [record["step"] for record in metrics(run) if "sample" in record] == [2, 4]
 
     saved = Tokenizer.load(run / "checkpoints/step_00000004/tokenizer.json")
     expected = load_tokenizer(corpus).with_special_tokens(special_names(MaskedLM()))
@@ -62,7 +62,7 @@ def test_a_contrastive_run_leaves_a_model_that_loads(recipe, tmp_path):
     assert "perplexity" not in result.stdout
     model, tokenizer, config = load_model(tmp_path / "runs/tiny", torch.device("cpu"))
     with pytest.raises(ConfigError, match="objective contrastive does not write text"):
-        prompt_for(config.objective, tokenizer, [1])
+        encode_prompt("text", config.objective, tokenizer)
     assert model(torch.tensor([tokenizer.ids_of(["[CLS]", "[SEP]"])])).shape == (1, 2, config.model.hidden_size)
 
 

@@ -3,29 +3,57 @@
 import pytest
 
 from config import ConfigError
-from config.objective_schema import CausalLM, MaskedLM, PrefixLM, SpanCorruption
-from data.prompt import EXTRA_TOKENS, prompt_for
+from config.objective_schema import CausalLM, Contrastive, MaskedLM, PrefixLM, SpanCorruption
+from data.prompt import encode_prompt
 from data.specials import special_names
-from tests.data.made import EOD, WORDS, word_tokenizer
+from data.tokenizer import Tokenizer, byte_tokenizer
 
-PAD, FIRST, SECOND = WORDS + 1, WORDS + 2, WORDS + 3
-
-
-@pytest.mark.parametrize(
-    ("objective", "source", "tokens", "stop_ids"),
-    [
-        (CausalLM(), None, [EOD, 5, 6], (EOD,)),
-        (PrefixLM(), [EOD, 5, 6], [PAD], (EOD,)),
-        (SpanCorruption(), [5, 6, FIRST, EOD], [PAD, FIRST], (EOD, SECOND)),
-    ],
-)
-def test_a_prompt_is_laid_out_as_in_training(objective, source, tokens, stop_ids):
-    tokenizer = word_tokenizer().with_special_tokens(special_names(objective))
-    prompt = prompt_for(objective, tokenizer, [5, 6])
-    assert (prompt.source, prompt.tokens, prompt.stop_ids) == (source, tokens, stop_ids)
-    assert max(len(prompt.tokens), len(prompt.source or [])) <= 2 + EXTRA_TOKENS
+END = 256
 
 
-def test_what_writes_no_text_is_not_prompted():
-    with pytest.raises(ConfigError, match="objective masked_lm does not write text; causal_lm, prefix_lm, span_corr"):
-        prompt_for(MaskedLM(), word_tokenizer(), [5])
+def tokenizer_for(objective) -> Tokenizer:
+    return byte_tokenizer().with_special_tokens(special_names(objective))
+
+
+def encode(text: str, objective):
+    return encode_prompt(text, objective, tokenizer_for(objective))
+
+
+def test_a_causal_prompt_begins_a_document():
+    prompt = encode("ab<|fim_middle|>", CausalLM())
+    assert (prompt.tokens, prompt.source, prompt.stop_ids) == ([END, *b"ab<|fim_middle|>"], None, (END,))
+    fim = CausalLM(fim_rate=0.5)
+    assert encode("ab<|fim_middle|>", fim).tokens == [END, *b"ab", *tokenizer_for(fim).ids_of(["<|fim_middle|>"])]
+
+
+def test_a_prefix_begins_a_document_that_goes_on():
+    prompt = encode("ab", PrefixLM())
+    assert prompt.source == [END, *b"ab"] and prompt.stop_ids == (END,)
+    assert prompt.tokens == tokenizer_for(PrefixLM()).ids_of(["<pad>"])
+
+
+def test_span_corruption_continues_a_text_with_its_first_span():
+    objective = SpanCorruption()
+    pad, first, second = tokenizer_for(objective).ids_of(["<pad>", "<extra_id_0>", "<extra_id_1>"])
+    prompt = encode("ab", objective)
+    assert prompt.text == "ab" and prompt.source == [*b"ab", first, END]
+    assert prompt.tokens == [pad, first] and prompt.stop_ids == (END, second)
+
+
+def test_sentinels_in_a_prompt_stand_for_themselves():
+    objective = SpanCorruption()
+    pad, first, tenth = tokenizer_for(objective).ids_of(["<pad>", "<extra_id_0>", "<extra_id_10>"])
+    prompt = encode("a<extra_id_0>b<extra_id_10>", objective)
+    assert prompt.source == [*b"a", first, *b"b", tenth, END] and prompt.tokens == [pad]
+    assert prompt.text == "a<extra_id_0>b<extra_id_10> → " and prompt.stop_ids == (END,)
+
+
+def test_masks_stand_between_the_marks_of_a_row():
+    begin, separator, mask = tokenizer_for(MaskedLM()).ids_of(["[CLS]", "[SEP]", "[MASK]"])
+    assert encode("a[MASK]b", MaskedLM()).tokens == [begin, *b"a", mask, *b"b", separator]
+    assert encode("ab", MaskedLM()).text == "ab[MASK]"
+
+
+def test_a_model_of_vectors_is_not_prompted():
+    with pytest.raises(ConfigError, match="objective contrastive does not write text; causal_lm, prefix_lm, span_corr"):
+        encode("ab", Contrastive())
