@@ -4,13 +4,14 @@ Largest error of the output and of the gradients, relative to the largest value 
 """
 
 import argparse
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from model.kernels import BACKENDS, Attend, Backend
+from model.kernels import BACKENDS, Attend
 from model.kernels.reference import attend_reference
 from model.layout import Layout
 from model.spec import AttentionSpec
@@ -98,41 +99,45 @@ def errors(
     ]
 
 
-def table(device: torch.device, dtype: torch.dtype) -> str:
-    """Markdown: one line per backend and case."""
-    lines = ["| kernel | attention | output | gradients |", "|---|---|---|---|"]
-    for backend in BACKENDS:
-        lines += [f"| {backend.source} ({backend.name}) | {line} |" for line in _lines(backend, device, dtype)]
-    return "\n".join(lines)
-
-
-def _lines(backend: Backend, device: torch.device, dtype: torch.dtype) -> list[str]:
-    if backend.gpus and backend.name != "flex" and device.type == "cpu":
-        return ["needs a GPU | |"]
-    try:
-        attend, features = backend.connect()
-    except (ImportError, AttributeError, OSError, RuntimeError) as error:
-        return [f"not usable: {error} | |"]
-    backward = not (backend.name == "flex" and device.type == "cpu")
-    lines = []
-    for case in CASES:
-        if lacking := set(case.features) - features:
-            lines.append(f"{case.name} | no {', '.join(sorted(lacking))} |")
+def compare(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, str, str, str]]:
+    """(kernel, attention, error of the output, largest error of a gradient) of each backend and case."""
+    for backend in sorted(BACKENDS, key=lambda backend: backend.name == "flex"):  # which compiles, so it comes last
+        name = f"{backend.source} ({backend.name})"
+        if backend.gpus and backend.name != "flex" and device.type == "cpu":
+            yield name, "", "needs a GPU", ""
             continue
         try:
-            forward, *gradients = errors(attend, case, device, dtype, backward=backward)
-        except Exception as error:  # whatever a kernel raises belongs into the table
-            lines.append(f"{case.name} | **{type(error).__name__}: {str(error).splitlines()[0][:80]}** |")
-        else:
-            lines.append(f"{case.name} | {forward:.1e} | {f'{max(gradients):.1e}' if gradients else 'no backward'}")
-    return lines
+            attend, features = backend.connect()
+        except (ImportError, AttributeError, OSError, RuntimeError) as error:
+            yield name, "", f"not usable: {error}", ""
+            continue
+        backward = backend.name != "flex" or device.type != "cpu"
+        for case in CASES:
+            if lacking := set(case.features) - features:
+                yield name, case.name, f"no {', '.join(sorted(lacking))}", ""
+            else:
+                yield name, case.name, *_errors_in_words(attend, case, device, dtype, backward)
+
+
+def _errors_in_words(
+    attend: Attend, case: Case, device: torch.device, dtype: torch.dtype, backward: bool
+) -> tuple[str, str]:
+    try:
+        output, *gradients = errors(attend, case, device, dtype, backward=backward)
+    except Exception as error:  # whatever a kernel raises belongs into the table
+        return f"**{type(error).__name__}: {str(error).splitlines()[0][:80]}**", ""
+    return f"{output:.1e}", f"{max(gradients):.1e}" if gradients else "no backward"
 
 
 def main() -> None:
     argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=__doc__).parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    print(f"torch {torch.__version__}, {device.type}, {dtype}\n\n{table(device, dtype)}")
+    print(
+        f"torch {torch.__version__}, {device.type}, {dtype}\n\n| kernel | attention | output | gradients |\n|---|---|---|---|"
+    )
+    for cells in compare(device, dtype):
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

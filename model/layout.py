@@ -98,11 +98,11 @@ def dense_mask(
     spec: AttentionSpec, layout: Layout | None, keys: Layout | None, queries: int, length: int, device: torch.device
 ) -> Tensor:
     """True where a query may see a key, [B, 1, T, S], or [1, 1, T, S] if it is the same for all rows. Of `length` keys."""
-    prepared = (keys or layout) and (keys or layout).mask_B1TS
-    if prepared is not None:
-        return prepared
+    holder = keys or layout
+    if holder is not None and holder.mask_B1TS is not None:
+        return holder.mask_B1TS
     visible = visible_keys(spec, queries, length, device)[None, None]
-    if layout is None and keys is None:
+    if holder is None:
         return visible
     q_BT, k_BS = document_numbers(layout, keys, queries)
     return (q_BT[:, None, :, None] == k_BS[:, None, None, :]) & visible

@@ -6,11 +6,11 @@ from functools import partial
 import torch
 
 from config import Choice, ConfigError, TransformerConfig
-from model.kernels.backend import FEATURES, Backend, Connection, Kernel
+from model.kernels.backend import FEATURES, Backend, Connection, Kernel, Prepare
 from model.kernels.flash import connect_flash
 from model.kernels.flex import connect_flex, with_block_mask
-from model.kernels.reference import attend_reference
-from model.kernels.sdpa import attend_sdpa, with_dense_mask
+from model.kernels.reference import attend_reference, with_dense_mask
+from model.kernels.sdpa import attend_sdpa, with_mask
 from model.kernels.varlen import connect_varlen
 from model.spec import needed_features
 
@@ -26,8 +26,8 @@ def connect_reference() -> Connection:
     return Connection(attend_reference, frozenset(FEATURES))
 
 
-def _anywhere(name: str, connect: Callable[[], Connection]) -> Backend:
-    return Backend(name, "PyTorch", connect, gpus=(), dtypes=FLOATS, largest_head=None, prepare=with_dense_mask)
+def _anywhere(name: str, connect: Callable[[], Connection], prepare: Prepare) -> Backend:
+    return Backend(name, "PyTorch", connect, gpus=(), dtypes=FLOATS, largest_head=None, prepare=prepare)
 
 
 BACKENDS = (
@@ -39,8 +39,8 @@ BACKENDS = (
         "flex", "torch.nn.attention.flex_attention", connect_flex,
         dtypes=FLOATS[:3], pays_for=MASKED | {"softcap"}, prepare=with_block_mask,
     ),
-    _anywhere("sdpa", connect_sdpa),
-    _anywhere("reference", connect_reference),
+    _anywhere("sdpa", connect_sdpa, with_mask),
+    _anywhere("reference", connect_reference, with_dense_mask),
 )  # fmt: skip
 """In order of preference. Those from sdpa on can do everything."""
 

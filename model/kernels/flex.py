@@ -35,7 +35,8 @@ def connect_flex() -> Connection:
             return attend_sdpa(
                 q_BTHE, k_BSKE, v_BSKE, spec=spec, layout=layout, dropout=0.0, bias_HTS=bias_HTS, keys=keys
             )
-        mask = (keys or layout) and (keys or layout).block_mask
+        holder = keys or layout
+        mask = holder.block_mask if holder is not None else None
         if mask is None:
             mask = block_mask(spec, layout, keys, queries, length, q_BTHE.device)
         flex_attention = compiled if q_BTHE.device.type == "cuda" else eager

@@ -1,5 +1,7 @@
 """The formula of attention written out: the truth for the other kernels."""
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -32,3 +34,12 @@ def attend_reference(
     weights_BHTS = scores_BHTS.masked_fill(~visible, -torch.inf).softmax(-1)
     out_BHTE = F.dropout(weights_BHTS, dropout) @ v
     return out_BHTE.transpose(1, 2).to(v_BSKE.dtype)
+
+
+def with_dense_mask(spec: AttentionSpec, x_BTD: Tensor, layout: Layout | None, keys: Layout | None) -> Layout | None:
+    """The layout with a dense mask; nothing for whole rows."""
+    holder = keys or layout
+    if holder is None:
+        return None
+    length = holder.document_ids_BT.shape[1]
+    return replace(holder, mask_B1TS=dense_mask(spec, layout, keys, x_BTD.shape[1], length, x_BTD.device))

@@ -4,11 +4,14 @@ Letters: B rows, T queries, S keys, H query heads, K key-value heads, G = H / K,
 """
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.kernels.local import block_visible, runs_in_blocks, with_neighbours
+from model.kernels.reference import with_dense_mask
 from model.layout import Layout, dense_mask
 from model.spec import AttentionSpec
 
@@ -27,49 +30,59 @@ def attend_sdpa(
     bias_HTS: Tensor | None = None,
     keys: Layout | None = None,
 ) -> Tensor:
-    """SDPA: its causal flag or no mask for whole rows, a dense mask for the rest.
+    """Windows in blocks, whole rows with SDPA's causal flag or no mask, the rest with a dense mask."""
+    (rows, queries), length, device = q_BTHE.shape[:2], k_BSKE.shape[1], q_BTHE.device
+    if bias_HTS is None and keys is None and runs_in_blocks(spec, queries, length):
+        prepared = layout.mask_B1TS if layout is not None else None
+        visible = block_visible(spec, layout, rows, length, device) if prepared is None else prepared
+        q = q_BTHE.unflatten(1, (-1, visible.shape[2])).flatten(0, 1)
+        k, v = with_neighbours(k_BSKE, spec), with_neighbours(v_BSKE, spec)
+        return _weigh(q, k, v, visible, spec, dropout, None).reshape(q_BTHE.shape)
+    masked = layout is not None or keys is not None or bias_HTS is not None or spec.reach(length)[0] is not None
+    if masked or _prefers_products(q_BTHE, k_BSKE, spec) or (spec.causal and queries not in (1, length)):
+        visible = dense_mask(spec, layout, keys, queries, length, device)
+        return _weigh(q_BTHE, k_BSKE, v_BSKE, visible, spec, dropout, bias_HTS)
+    return _sdpa(q_BTHE, k_BSKE, v_BSKE, is_causal=spec.causal and queries > 1, dropout_p=dropout, scale=spec.scale)
 
-    Softcaps, which it lacks, and short rows in bf16 on a CPU, where its backward pass is slow, go to `attend_products`.
-    """
-    queries, length, on_gpu = q_BTHE.shape[1], k_BSKE.shape[1], q_BTHE.device.type != "cpu"
-    short = not on_gpu and v_BSKE.dtype == torch.bfloat16 and 1 < queries <= SHORT_ROW and length <= SHORT_ROW
-    if short or spec.softcap is not None:
-        return attend_products(
-            q_BTHE, k_BSKE, v_BSKE, spec=spec, layout=layout, dropout=dropout, bias_HTS=bias_HTS, keys=keys
-        )
-    mask = None
-    partial = spec.reach(length)[0] is not None or (spec.causal and queries not in (1, length))
-    if partial or layout is not None or keys is not None or bias_HTS is not None:
-        mask = dense_mask(spec, layout, keys, queries, length, q_BTHE.device)
-    if bias_HTS is not None:
-        mask = bias_HTS.to(q_BTHE.dtype).masked_fill(~mask, -torch.inf)
-    if mask is not None and on_gpu:  # the kernel for masks that every GPU has takes no groups
+
+def with_mask(spec: AttentionSpec, x_BTD: Tensor, layout: Layout | None, keys: Layout | None) -> Layout | None:
+    """The layout with the mask that attend_sdpa wants; nothing for whole rows, whose masks are cheap."""
+    rows, queries = x_BTD.shape[:2]
+    if layout is not None and keys is None and runs_in_blocks(spec, queries, queries):
+        return replace(layout, mask_B1TS=block_visible(spec, layout, rows, queries, x_BTD.device))
+    return with_dense_mask(spec, x_BTD, layout, keys)
+
+
+def _prefers_products(q_BTHE: Tensor, k_BSKE: Tensor, spec: AttentionSpec) -> bool:
+    """SDPA has no softcap, and its backward pass is slow for short rows in bf16 on a CPU."""
+    queries, length = q_BTHE.shape[1], k_BSKE.shape[1]
+    slow = k_BSKE.device.type == "cpu" and k_BSKE.dtype == torch.bfloat16 and queries > 1
+    return spec.softcap is not None or (slow and max(queries, length) <= SHORT_ROW)
+
+
+def _weigh(
+    q_BTHE: Tensor, k_BSKE: Tensor, v_BSKE: Tensor, visible: Tensor, spec: AttentionSpec, dropout: float,
+    bias_HTS: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """Attention of each query to its visible keys."""
+    if _prefers_products(q_BTHE, k_BSKE, spec):
+        return _two_products(q_BTHE, k_BSKE, v_BSKE, visible, spec, dropout, bias_HTS)
+    mask = visible if bias_HTS is None else bias_HTS.to(q_BTHE.dtype).masked_fill(~visible, -torch.inf)
+    if q_BTHE.device.type != "cpu":  # the kernel for masks that every GPU has takes no groups
         groups = q_BTHE.shape[2] // k_BSKE.shape[2]
         k_BSKE, v_BSKE = k_BSKE.repeat_interleave(groups, dim=2), v_BSKE.repeat_interleave(groups, dim=2)
-    out_BHTE = F.scaled_dot_product_attention(
-        q_BTHE.transpose(1, 2),
-        k_BSKE.transpose(1, 2),
-        v_BSKE.transpose(1, 2),
-        attn_mask=mask,
-        dropout_p=dropout,
-        is_causal=spec.causal and mask is None and queries > 1,
-        scale=spec.scale,
-        enable_gqa=q_BTHE.shape[2] != k_BSKE.shape[2],
-    )
-    return out_BHTE.transpose(1, 2)
+    return _sdpa(q_BTHE, k_BSKE, v_BSKE, attn_mask=mask, dropout_p=dropout, scale=spec.scale)
 
 
-def attend_products(
-    q_BTHE: Tensor,
-    k_BSKE: Tensor,
-    v_BSKE: Tensor,
-    *,
-    spec: AttentionSpec,
-    layout: Layout | None,
-    dropout: float,
-    bias_HTS: Tensor | None = None,
-    keys: Layout | None = None,
-) -> Tensor:
+def _sdpa(q_BTHE: Tensor, k_BSKE: Tensor, v_BSKE: Tensor, **options: Any) -> Tensor:
+    q, k, v = (x.transpose(1, 2) for x in (q_BTHE, k_BSKE, v_BSKE))
+    return F.scaled_dot_product_attention(q, k, v, enable_gqa=q.shape[1] != k.shape[1], **options).transpose(1, 2)
+
+
+def _two_products(
+    q_BTHE: Tensor, k_BSKE: Tensor, v_BSKE: Tensor, visible: Tensor, spec: AttentionSpec, dropout: float,
+    bias_HTS: Tensor | None,
+) -> Tensor:  # fmt: skip
     """The formula as two batched matrix products, which keep the T x S weights of each head.
 
     Up to SHORT_ROW tokens in bf16 on a CPU, where the backward pass of scaled_dot_product_attention takes 2 to 6 times
@@ -79,7 +92,6 @@ def attend_products(
     G = H // K
     q = q_BTHE.view(B, T, K, G, E).permute(0, 2, 3, 1, 4).reshape(B * K, G * T, E)
     k, v = (x.transpose(1, 2).reshape(B * K, S, E) for x in (k_BSKE, v_BSKE))
-    visible = dense_mask(spec, layout, keys, T, S, q.device)
     hidden = torch.zeros_like(visible, dtype=q.dtype).masked_fill_(~visible, -torch.inf).repeat(1, 1, G, 1)
     bias = torch.zeros_like(hidden[:1]) if bias_HTS is None else bias_HTS.to(q.dtype).view(1, K, G * T, S)
 
@@ -95,12 +107,3 @@ def attend_products(
         scores = spec.softcap * torch.tanh(scores / spec.softcap) + rows(hidden)
     out = F.dropout(scores.softmax(-1), dropout) @ v
     return out.view(B, K, G, T, E).permute(0, 3, 1, 2, 4).reshape(B, T, H, E)
-
-
-def with_dense_mask(spec: AttentionSpec, x_BTD: Tensor, layout: Layout | None, keys: Layout | None) -> Layout | None:
-    """Nothing for whole rows, whose masks are cheap."""
-    holder = keys or layout
-    if holder is None:
-        return None
-    length = holder.document_ids_BT.shape[1]
-    return replace(holder, mask_B1TS=dense_mask(spec, layout, keys, x_BTD.shape[1], length, x_BTD.device))

@@ -74,8 +74,10 @@ def segments(
     if keys is None and layout is not None:
         return layout.cu_seqlens, layout.cu_seqlens, layout.max_seqlen, layout.max_seqlen
     if keys is None:
-        bounds = [torch.arange(0, rows * n + 1, n, dtype=torch.int32, device=q_BTHE.device) for n in (queries, length)]
-        return *bounds, queries, length
+        q_bounds, k_bounds = (
+            torch.arange(0, rows * n + 1, n, dtype=torch.int32, device=q_BTHE.device) for n in (queries, length)
+        )
+        return q_bounds, k_bounds, queries, length
     q_BT, k_BS = document_numbers(layout, keys, queries)
     documents = int(k_BS.max()) + 1
     q_bounds, k_bounds = (

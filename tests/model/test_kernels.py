@@ -17,7 +17,7 @@ from model.kernels.choose import connect_sdpa
 from model.kernels.flash import connect_flash
 from model.kernels.flex import connect_flex
 from model.kernels.reference import attend_reference
-from model.kernels.sdpa import attend_products, attend_sdpa
+from model.kernels.sdpa import attend_sdpa
 from model.kernels.varlen import connect_varlen
 from model.layout import Layout
 from model.spec import AttentionSpec
@@ -47,8 +47,9 @@ def test_sdpa_equals_reference(case):
 
 
 @each_case
-def test_two_products_equal_reference(case):
-    assert_equals_reference(Connection(attend_products, connect_sdpa().features), case, size=16)
+def test_two_products_equal_reference(case, monkeypatch):
+    monkeypatch.setattr("model.kernels.sdpa._prefers_products", lambda *_: True)
+    assert_equals_reference(connect_sdpa(), case, size=16)
 
 
 @each_case
@@ -115,7 +116,7 @@ def test_sdpa_takes_the_flash_path_on_the_cpu(case):
 
 
 @pytest.mark.parametrize("backend", BACKENDS[-3:], ids=lambda backend: backend.name)
-@pytest.mark.parametrize("name", ["documents", "window in documents", "cross, padded keys", "two-sided window"])
+@pytest.mark.parametrize("name", ["documents", "window in documents", "cross, padded keys", "two-sided in documents"])
 def test_prepared_masks_change_nothing(backend, name):
     case = BY_NAME[name]
     q, k, v = (x.detach() for x in case.inputs(CPU, torch.float32, 16))
@@ -125,6 +126,14 @@ def test_prepared_masks_change_nothing(backend, name):
     attend = backend.connect().attend
     expected = attend(q, k, v, spec=case.spec, dropout=0.0, **case.layouts(CPU))
     assert torch.equal(attend(q, k, v, spec=case.spec, dropout=0.0, **layouts), expected)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.parametrize("spec", [AttentionSpec(window=24), AttentionSpec(causal=False, window=24, softcap=3.0)])
+def test_windows_in_blocks_equal_reference(spec, documents, kv_heads, monkeypatch):
+    monkeypatch.setattr("model.kernels.sdpa.dense_mask", None)  # it is not asked
+    assert_equals_reference(connect_sdpa(), Case("blocks", spec, (), documents, kv_heads), size=16)
 
 
 def test_cross_attention_sees_the_texts_and_not_their_padding():
