@@ -1,5 +1,6 @@
 """One training step on one device: by the engine, and by plain PyTorch with the same model."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,10 +10,9 @@ from torch import Tensor
 
 from benchmarks.gpu_clock import DEVICE
 from benchmarks.step_peers import synthetic_tokens
-from config import RunConfig
+from config import RunConfig, TransformerConfig
 from data.batch import Batch, mask_documents
 from model import build, choose_kernel, compile_blocks, init_weights
-from model.layout import Layout
 
 Step = Callable[[], Any]
 """Takes one optimiser step and returns the loss."""
@@ -39,8 +39,17 @@ def groundwork(config: RunConfig) -> Step:
     return lambda: engine.step(0, batches).loss
 
 
+@functools.lru_cache(maxsize=1)
+def first_weights(config: TransformerConfig, seed: int) -> dict[str, Tensor]:
+    """Drawn once for all steps of a model, on the CPU: a billion normal numbers take a while."""
+    model = build(config)
+    init_weights(model, config, seed)
+    return model.state_dict()
+
+
 def plain_torch(config: RunConfig) -> Step:
     """The same model, torch's fused AdamW and autocast, without DeepSpeed."""
+    from engine.objective import causal_lm
     from engine.ownership import ownership
 
     in_bf16, settings = config.engine.precision == "bf16_autocast", config.optimizer
@@ -48,23 +57,19 @@ def plain_torch(config: RunConfig) -> Step:
     kernel = choose_kernel(config.model, DEVICE, dtype, config.data.document_masking, config.engine.kernel)
     with DEVICE:
         model = build(config.model, kernel=kernel, loss_chunk_tokens=config.engine.loss_chunk_tokens)
-    init_weights(model, config.model, config.run.seed)
+    model.load_state_dict(first_weights(config.model, config.run.seed))
     if config.engine.compile == "on":
         compile_blocks(model)
     groups = [owner.group() for owner in ownership(model, settings)]
     optimizer = torch.optim.AdamW(groups, betas=(settings.beta1, settings.beta2), eps=settings.eps, fused=True)
     batches = micro_batches(config)
-    scale = 1 / sum(int((batch.labels_BT >= 0).sum()) for batch in batches)
+    scale = 1 / sum(batch.targets()["lm"] for batch in batches)
 
     def step() -> Tensor:
         mean = torch.zeros((), device=DEVICE)
         for batch in batches:
-            rows, length = batch.tokens_BT.shape
-            bounds = batch.cu_seqlens
-            layout = None if bounds is None else Layout.from_cu_seqlens(bounds, rows, length, DEVICE)
-            tokens_BT, labels_BT = (torch.from_numpy(x).to(DEVICE) for x in (batch.tokens_BT, batch.labels_BT))
             with torch.autocast(DEVICE.type, torch.bfloat16, enabled=in_bf16):
-                loss = model(tokens_BT, labels_BT, layout=layout)
+                loss = causal_lm(model, batch, DEVICE)["lm"]
             (loss.total * scale).backward()
             mean += loss.total.detach() * scale
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip)
