@@ -26,10 +26,10 @@ STEEPEST = math.log(100)
 section 2.5)."""
 
 
-def choose_objective(config: ObjectiveConfig) -> Objective:
-    """The function that a recipe's objective names."""
+def choose_objective(config: ObjectiveConfig, alone: bool = False) -> Objective:
+    """The function that a recipe's objective names. `alone`: this process holds the whole batch, whatever ranks there are."""
     if isinstance(config, Contrastive):
-        return contrastive(config)
+        return contrastive(config, alone)
     return {"causal_lm": causal_lm, "masked_lm": masked_lm}.get(config.name, sequence_to_sequence)
 
 
@@ -59,7 +59,7 @@ def sequence_to_sequence(model: nn.Module, batch: Batch, device: torch.device) -
     return {"lm": model(to_device(source_BS, device), tokens_BT, labels_BT, source_layout=layout)}
 
 
-def contrastive(config: Contrastive) -> Objective:
+def contrastive(config: Contrastive, alone: bool) -> Objective:
     """InfoNCE (arXiv:1807.03748): each anchor's positive against the positives of all rows of all ranks.
 
     The negatives are those of one micro-batch over all ranks: accumulation adds anchors to a step, but no negatives.
@@ -75,14 +75,19 @@ def contrastive(config: Contrastive) -> Objective:
         anchor_BD, positive_BD = vector_BD.chunk(2)
         assert batch.pair_labels_B is not None
         counts_B = to_device(batch.pair_labels_B != IGNORE, device)
-        return {"contrastive": info_nce(anchor_BD, positive_BD, counts_B, temperature)}
+        return {"contrastive": info_nce(anchor_BD, positive_BD, counts_B, temperature, alone)}
 
     return objective
 
 
-def info_nce(anchor_BD: Tensor, positive_BD: Tensor, counts_B: Tensor, temperature: Tensor | float) -> Loss:
-    """Cross-entropies of each anchor's own positive among those of all ranks. Rows that do not count are no candidates."""
-    (candidate_ND, first), (counts_N, _) = gather_rows(positive_BD), gather_rows(counts_B)
+def info_nce(
+    anchor_BD: Tensor, positive_BD: Tensor, counts_B: Tensor, temperature: Tensor | float, alone: bool = False
+) -> Loss:
+    """Cross-entropies of each anchor's own positive among those of all ranks, or of this one `alone`. Rows that do not
+    count are no candidates."""
+    candidate_ND, counts_N, first = positive_BD, counts_B, 0
+    if not alone:
+        (candidate_ND, first), (counts_N, _) = gather_rows(positive_BD), gather_rows(counts_B)
     scores_BN = (anchor_BD @ candidate_ND.T / temperature).masked_fill(~counts_N, -torch.inf)
     own_B = torch.arange(first, first + len(anchor_BD), device=anchor_BD.device)
     total = F.cross_entropy(scores_BN, own_B.masked_fill(~counts_B, IGNORE), ignore_index=IGNORE, reduction="sum")

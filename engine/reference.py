@@ -22,7 +22,7 @@ class Reference:
         self.model = build(config.model, kernel="reference").to(device)
         init_weights(self.model, config.model, config.run.seed)
         add_temperature(self.model, config.objective)
-        self.objective = choose_objective(config.objective)
+        self.objective = choose_objective(config.objective, alone=True)
         self.owners = ownership(self.model, config.optimizer)
         self.state: dict[str, dict[str, Tensor]] = {}
 
