@@ -30,6 +30,13 @@ class Fragment:
     columns: "Columns | None" = None
     """Of a matrix whose columns tensor-parallel ranks share, those that `start` and `numel` count in; None: all."""
 
+    @property
+    def places(self) -> "slice | Tensor":
+        """Where its elements are in the flattened whole parameter."""
+        if self.columns is None:
+            return slice(self.start, self.start + self.numel)
+        return self.columns.to_whole(torch.arange(self.start, self.start + self.numel))
+
     def view(self, flat: Tensor) -> Tensor:
         """The fragment's part of `flat`, a tensor laid out like `owner`."""
         return flat.detach().view(-1).narrow(0, self.offset, self.numel)

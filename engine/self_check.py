@@ -30,6 +30,9 @@ STEPS = 10
 Weights = dict[str, Tensor]
 """Whole tensors by parameter name, on the main rank; empty on the others."""
 
+Pieces = list[tuple[str, slice | Tensor, Tensor]]
+"""Parameter, places in it when it is flattened, values."""
+
 
 @dataclass(frozen=True)
 class Tolerance:
@@ -181,17 +184,17 @@ def title(config: RunConfig, setup: Setup) -> str:
 
 
 @contextmanager
-def recorded_gradients(engine: Engine) -> Iterator[list[tuple[str, int, Tensor]]]:
+def recorded_gradients(engine: Engine) -> Iterator[Pieces]:
     """Collects what the optimiser steps with, as (name, start, elements)."""
     optimizer, mine = base_optimizer(engine.deepspeed), fragments(engine.deepspeed)
-    pieces: list[tuple[str, int, Tensor]] = []
+    pieces: Pieces = []
     step = optimizer.step
 
     def recording_step() -> None:
         stepped = {p for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
         for f in mine:
             if f.owner in stepped:
-                pieces.append((f.name, f.start, f.view(f.owner.grad).cpu().clone()))  # type: ignore[arg-type]
+                pieces.append((f.name, f.places, f.view(f.owner.grad).cpu().clone()))  # type: ignore[arg-type]
         step()
 
     optimizer.step = recording_step  # type: ignore[method-assign, assignment]
@@ -201,16 +204,17 @@ def recorded_gradients(engine: Engine) -> Iterator[list[tuple[str, int, Tensor]]
 
 def gather_weights(engine: Engine) -> Weights:
     """The fp32 weights that the optimiser holds."""
-    return gather(engine, [(f.name, f.start, f.view(f.owner).cpu().clone()) for f in fragments(engine.deepspeed)])
+    return gather(engine, [(f.name, f.places, f.view(f.owner).cpu().clone()) for f in fragments(engine.deepspeed)])
 
 
-def gather(engine: Engine, pieces: list[tuple[str, int, Tensor]]) -> Weights:
+def gather(engine: Engine, pieces: Pieces) -> Weights:
     """Put all ranks' pieces together on the main rank."""
     world = engine.world
-    of_ranks: list[list[tuple[str, int, Tensor]]] | None = [[]] * world.size if world.is_main else None
-    dist.gather_object([] if replicated(engine.deepspeed) and not world.is_main else pieces, of_ranks)
+    of_ranks: list[Pieces] | None = [[]] * world.size if world.is_main else None
+    needless = replicated(engine.deepspeed) and world.rank >= engine.copies
+    dist.gather_object([] if needless else pieces, of_ranks)
     whole: Weights = {}
-    for name, start, values in (piece for of_rank in of_ranks or [] for piece in of_rank):
+    for name, places, values in (piece for of_rank in of_ranks or [] for piece in of_rank):
         shape = parameter_shapes(engine.deepspeed)[name]
-        whole.setdefault(name, torch.zeros(shape)).view(-1)[start : start + values.numel()] = values
+        whole.setdefault(name, torch.zeros(shape)).view(-1)[places] = values
     return whole

@@ -29,6 +29,13 @@ def test_right_configurations_pass(recipe, world_size):
     assert not (recipe.parent / "runs").exists()
 
 
+@pytest.mark.parametrize("shared", ["sequence_parallel", "tensor_parallel"])
+def test_ranks_that_share_rows_pass(recipe, shared):
+    cases = [[f"engine.{shared}=2", f"engine.ds_config=zero{stage}"] for stage in (0, 2, 3)]
+    for case, verdict in zip(cases, run_ranks(2, check_all, str(recipe), cases)[0], strict=True):
+        assert verdict.failures == [], f"{case}\n{verdict.text}"
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16_autocast"])
 def test_broken_optimisers_fail(recipe, precision):
     cases = {"muon without orthogonalisation": MUON, "adamw with its second moment lost": []}

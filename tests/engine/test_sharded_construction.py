@@ -1,10 +1,13 @@
 """Under ZeRO 3 no process ever holds the whole model, and it starts from the same weights."""
 
+import json
+
 from config.count import count_parameters
+from config.ds_config import read_ds_config
 from tests.ranks import run_ranks
 from tests.tiny import tiny_config
 from tests.workers.memory import bytes_while_building
-from tests.workers.steps import train_all
+from tests.workers.steps import load_all, save_all, train_all
 
 SHAPE = {"num_layers": 16, "hidden_size": 64, "num_heads": 4, "vocab_size": 64}
 
@@ -32,3 +35,16 @@ def test_sharded_weights_are_those_of_a_whole_model():
     for whole, sharded, case in zip(curves[::2], curves[1::2], cases[::2], strict=True):
         difference = max(abs(a - b) for pair in zip(whole, sharded, strict=True) for a, b in zip(*pair, strict=True))
         assert whole[0][0] == sharded[0][0] and difference <= 1e-5, f"{case}: {difference}"
+
+
+def test_second_shards_within_a_node_follow_what_is_filled_stepped_and_loaded(tmp_path):
+    """hpZ over two ranks: DeepSpeed cuts these shards as it builds the model, before its weights are filled or loaded."""
+    values = read_ds_config("zero3_hpz").values
+    values["zero_optimization"]["zero_hpz_partition_size"] = 2
+    (tmp_path / "hpz.json").write_text(json.dumps(values))
+    cases = [{"engine": {"ds_config": name}} for name in ("zero1", str(tmp_path / "hpz.json"))]
+    plain, hpz = run_ranks(2, save_all, str(tmp_path / "saved"), cases, 3)[0]
+    moves = [(0, cases[1]), (1, cases[1]), (1, cases[0])]
+    for curve in (hpz, *run_ranks(2, load_all, str(tmp_path / "saved"), moves, 3)[0]):
+        difference = max(abs(a - b) for pair in zip(plain, curve, strict=True) for a, b in zip(*pair, strict=True))
+        assert difference <= 1e-5, f"{curve} and {plain}"

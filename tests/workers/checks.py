@@ -3,6 +3,7 @@
 import torch
 
 from config import load_recipe
+from config.parallel import data_rank_and_size
 from data.stream import open_stream
 from engine import muon
 from engine.dist import World, connect
@@ -38,12 +39,13 @@ def check_broken(recipe: str, cases: dict[str, list[str]]) -> dict[str, Verdict]
 
 def check(recipe: str, overrides: list[str], world: World) -> Verdict:
     config = load_recipe(recipe, overrides)
+    rank, size = data_rank_and_size(config.engine, world.rank, world.size)
     stream = open_stream(
         config.data,
         config.batch,
         seed=config.run.seed,
         vocab_size=config.model.vocab_size,
-        rank=world.rank,
-        world_size=world.size,
+        rank=rank,
+        world_size=size,
     )
     return self_check(config, stream, world)
