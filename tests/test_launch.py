@@ -1,5 +1,6 @@
 """The same training under every launcher, with one and two ranks, gives the same losses."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -36,3 +37,22 @@ def test_every_launcher_gives_the_same_losses(recipe, tmp_path):
         difference = max(abs(curve[step] - reference[step]) for step in reference)
         tolerance = 1e-5 if name.endswith("2") else 0.0
         assert difference <= tolerance, f"{name}: {difference}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shared", ["sequence_parallel", "tensor_parallel"])
+def test_ranks_that_share_rows_train_as_one_and_one_continues_them(recipe, tmp_path, shared):
+    run = tmp_path / "runs/shared"
+    plain = train(recipe, "run.name=plain")
+    assert plain.returncode == 0, plain.stderr[-2000:]
+    result = train(recipe, "run.name=shared", f"engine.{shared}=2", launcher=LAUNCHERS["torchrun 2"])
+    assert result.returncode == 0, f"{result.stdout[-2000:]}\n{result.stderr[-2000:]}"
+    assert "accumulation × 1 group of 2 ranks;" in result.stdout
+    curve = losses(run)
+    for newest in (run / "checkpoints").glob("step_00000012"):
+        shutil.rmtree(newest)
+    continued = train(recipe, "run.name=shared", "run.resume=must")
+    assert continued.returncode == 0, continued.stderr[-2000:]
+    for found in (curve, losses(run)):
+        expected = losses(tmp_path / "runs/plain")
+        assert max(abs(found[step] - expected[step]) for step in expected) <= 1e-5
