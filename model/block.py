@@ -3,8 +3,10 @@
 Letters: B rows, T row length, D width, F feed-forward width.
 """
 
+import math
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -27,7 +29,7 @@ def activate(x: Tensor, name: str) -> Tensor:
         case "gelu" | "geglu":
             return F.gelu(x)
         case "gelu_tanh" | "geglu_tanh":
-            return F.gelu(x, approximate="tanh")
+            return sigmoid_gelu(x) if torch.compiler.is_compiling() else F.gelu(x, approximate="tanh")
         case "swiglu":
             return F.silu(x)
         case "relu":
@@ -35,6 +37,11 @@ def activate(x: Tensor, name: str) -> Tensor:
         case "relu2":
             return F.relu(x).square()
     raise AssertionError(f"unknown activation {name}")
+
+
+def sigmoid_gelu(x: Tensor) -> Tensor:
+    """GELU's tanh form by 1 + tanh(u) = 2 sigmoid(2u): fused on a CPU, a sigmoid takes a third of the time of a tanh."""
+    return x * torch.sigmoid(math.sqrt(8 / math.pi) * x * (1 + 0.044715 * x * x))
 
 
 class FeedForward(nn.Module):
