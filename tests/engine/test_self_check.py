@@ -20,6 +20,8 @@ def test_right_configurations_pass(recipe, world_size):
         ["engine.ds_config=zero1", "engine.precision=bf16", *MUON],
         ["engine.ds_config=zero3", "model.preset=gpt2", "model.num_kv_heads=4", "model.dropout=0.1"],
     ]
+    if world_size == 2:
+        cases += [["engine.sequence_parallel=2"], ["engine.tensor_parallel=2", "engine.ds_config=zero0"]]
     verdicts = run_ranks(world_size, check_all, str(recipe), cases)
     assert all(verdict == verdicts[0] for verdict in verdicts), "ranks disagree"
     for case, verdict in zip(cases, verdicts[0], strict=True):
