@@ -19,9 +19,10 @@ class Reference:
 
     def __init__(self, config: RunConfig, device: torch.device | str = "cpu"):
         self.config, self.device = config, torch.device(device)
-        self.model = build(config.model, kernel="reference").to(device)
+        self.model = build(config.model, kernel="reference")
         init_weights(self.model, config.model, config.run.seed)
         add_temperature(self.model, config.objective)
+        self.model.to(device)
         self.objective = choose_objective(config.objective, alone=True)
         self.owners = ownership(self.model, config.optimizer)
         self.state: dict[str, dict[str, Tensor]] = {}

@@ -20,8 +20,6 @@ def test_right_configurations_pass(recipe, world_size):
         ["engine.ds_config=zero1", "engine.precision=bf16", *MUON],
         ["engine.ds_config=zero3", "model.preset=gpt2", "model.num_kv_heads=4", "model.dropout=0.1"],
     ]
-    if world_size == 2:
-        cases += [["engine.sequence_parallel=2"], ["engine.tensor_parallel=2", "engine.ds_config=zero0"]]
     verdicts = run_ranks(world_size, check_all, str(recipe), cases)
     assert all(verdict == verdicts[0] for verdict in verdicts), "ranks disagree"
     for case, verdict in zip(cases, verdicts[0], strict=True):
@@ -36,6 +34,23 @@ def test_ranks_that_share_rows_pass(recipe, shared):
     cases = [[f"engine.{shared}=2", f"engine.ds_config=zero{stage}"] for stage in (0, 2, 3)]
     for case, verdict in zip(cases, run_ranks(2, check_all, str(recipe), cases)[0], strict=True):
         assert verdict.failures == [], f"{case}\n{verdict.text}"
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "{family: bert, preset: bert, vocab_size: 576, num_layers: 2, hidden_size: 32, num_heads: 4, max_positions: 64}",
+        "{family: t5, vocab_size: 640, num_layers: 2, hidden_size: 32, num_heads: 4, max_positions: 64}",
+    ],
+    ids=["bert", "t5"],
+)
+def test_other_families_pass(recipe, model):
+    text = recipe.read_text()
+    before, rest = text.split("model:\n")
+    recipe.write_text(f"{before}model: {model}\n{rest.partition(chr(10))[2]}")
+    for verdict in run_ranks(1, check_all, str(recipe), [["engine.ds_config=zero2", *MUON]])[0]:
+        assert verdict.failures == [], verdict.text
+        assert "muon" in verdict.text
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16_autocast"])

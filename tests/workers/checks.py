@@ -43,6 +43,7 @@ def check(recipe: str, overrides: list[str], world: World) -> Verdict:
     stream = open_stream(
         config.data,
         config.batch,
+        config.objective,
         seed=config.run.seed,
         vocab_size=config.model.vocab_size,
         rank=rank,
