@@ -92,7 +92,7 @@ def train(command: CommandLine, stream: "Stream", tokenizer: "Tokenizer") -> int
             if run.checkpoint:
                 load(run.checkpoint, engine.deepspeed, world)
             say(setup.describe(config))
-            say(stream.describe(last))
+            say(stream.describe(setup.derived.total_rows))
             monitor = closing_up.enter_context(
                 closing(Monitor(run.folder, config, setup, world, first_step=state.step))
             )
@@ -105,8 +105,9 @@ def train(command: CommandLine, stream: "Stream", tokenizer: "Tokenizer") -> int
             began = time.perf_counter()
             micro_batches, cursor = next(steps)
             report = engine.step(state.step, micro_batches)
-            state = RunState(state.step + 1, state.tokens + setup.derived.tokens_per_step, cursor)
-            monitor.step(report, state.tokens, time.perf_counter() - began)
+            tokens = (cursor - state.cursor) * setup.derived.tokens_per_row
+            state = RunState(state.step + 1, state.tokens + tokens, cursor)
+            monitor.step(report, state.tokens, tokens, time.perf_counter() - began)
 
             stopping = stop.agreed(world)
             if config.validation.is_due(state.step, last):

@@ -21,6 +21,7 @@ RULES: list[tuple[str, Kind, str]] = [
     ("objective.learnable_temperature", "refused", "the checkpoint's weights have a temperature or they have none"),
     ("objective.", "needs_consent", "something else is learned from here on"),
     ("batch.micro_batch_size", "harmless", "the same rows in other slices"),
+    ("batch.ramp", "needs_consent", "steps are larger or smaller from here on"),
     ("batch.global_batch_size", "needs_consent", "steps are larger or smaller from here on"),
     ("optimizer.name", "refused", "the checkpoint holds another optimiser's state"),
     ("optimizer.", "needs_consent", "updates are computed differently from here on"),

@@ -22,7 +22,7 @@ def debug_config(config: RunConfig, environ: Mapping[str, str]) -> RunConfig:
         "run": {"name": f"{config.run.name}-debug", "resume": "fresh"},
         "data": {"row_length": min(config.data.row_length, 64), "prefetch_steps": 0},
         "model": _small_shape(config.model),
-        "batch": {"global_batch_size": 4, "micro_batch_size": 2},
+        "batch": {"global_batch_size": 4, "micro_batch_size": 2, "ramp": ()},
         "schedule": {
             "steps": min(config.schedule.steps, STEPS),
             "warmup_steps": min(config.schedule.warmup_steps, STEPS // 4),

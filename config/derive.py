@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from config.batch_ramp import rows_after
 from config.count import ParameterCounts, count_parameters, sample_flops
 from config.errors import ConfigError
 from config.objective_schema import row_shape
@@ -18,13 +19,19 @@ class Derived:
     """Ranks, or groups of ranks, that read different rows."""
     accumulation_steps: int
     """Forward and backward passes of each rank in one optimiser step."""
-    tokens_per_step: int
+    tokens_per_row: int
     """Tokens of text. What an objective adds to a row (special tokens, padding) is not counted."""
-    total_tokens: int
+    tokens_per_step: int
+    """After the ramp, as accumulation_steps."""
+    total_rows: int
     parameters: ParameterCounts
     flops_per_token: int
     """Forward and backward for one token of text; see config/count.py."""
     batch_equation: str
+
+    @property
+    def total_tokens(self) -> int:
+        return self.total_rows * self.tokens_per_row
 
     @property
     def total_flops(self) -> int:
@@ -33,24 +40,28 @@ class Derived:
 
 def derive(config: RunConfig, world_size: int) -> Derived:
     """Raises ConfigError, with choices that work, if the ranks and micro-batches do not divide the global batch."""
-    rows, micro = config.batch.global_batch_size, config.batch.micro_batch_size
+    batch, rows, micro = config.batch, config.batch.global_batch_size, config.batch.micro_batch_size
     shape = row_shape(config.objective, config.data.row_length)
     length = shape.text
     _, readers = data_rank_and_size(config.engine, 0, world_size)
-    if rows % (micro * readers):
-        raise ConfigError(_indivisible(rows, micro, readers, world_size // readers))
+    sizes = {f"batch.ramp.{i}.global_batch_size": phase.global_batch_size for i, phase in enumerate(batch.ramp)}
+    for setting, size in {**sizes, "batch.global_batch_size": rows}.items():
+        if size % (micro * readers):
+            raise ConfigError(_indivisible(setting, size, micro, readers, world_size // readers))
     accumulation = rows // (micro * readers)
     return Derived(
         world_size=world_size,
         data_parallel=readers,
         accumulation_steps=accumulation,
+        tokens_per_row=length,
         tokens_per_step=rows * length,
-        total_tokens=rows * length * config.schedule.steps,
+        total_rows=rows_after(batch, config.schedule.steps, length),
         parameters=count_parameters(config.model),
         flops_per_token=sample_flops(config.model, config.objective, shape) // length,
         batch_equation=f"{rows:,} rows = {micro:,} micro × {accumulation:,} accumulation × "
         f"{_readers_in_words(readers, world_size // readers)}; "
-        f"× {length:,} tokens = {rows * length:,} tokens a step",
+        f"× {length:,} tokens = {rows * length:,} tokens a step"
+        + "".join(f"; {p.global_batch_size:,} rows up to token {p.until_tokens:,}" for p in batch.ramp),
     )
 
 
@@ -64,18 +75,18 @@ def _readers_in_words(readers: int, together: int) -> str:
     return f"{readers:,} {'group' if readers == 1 else 'groups'} of {together} ranks"
 
 
-def _indivisible(rows: int, micro: int, readers: int, together: int) -> str:
+def _indivisible(setting: str, rows: int, micro: int, readers: int, together: int) -> str:
     """`readers` groups of `together` ranks read different rows."""
     product = micro * readers
     below = rows // product * product
-    fixes = [f"batch.global_batch_size to {_either([n for n in (below, below + product) if n])}"]
+    fixes = [f"{setting} to {_either([n for n in (below, below + product) if n])}"]
     if rows % readers == 0:
         fixes.append(f"batch.micro_batch_size to {_either(_nearest_divisors(rows // readers, micro))}")
     if rows % micro == 0:
         numbers = [n * together for n in _nearest_divisors(rows // micro, readers)]
         fixes.append(f"the number of ranks to {_either(numbers)}")
     return (
-        f"batch.global_batch_size {rows} is not a multiple of batch.micro_batch_size {micro} × "
+        f"{setting} {rows} is not a multiple of batch.micro_batch_size {micro} × "
         f"{_readers_in_words(readers, together)} = {product}: set {', or '.join(fixes)}"
     )
 

@@ -3,6 +3,7 @@
 The docstrings below the fields are what `train.py --help` prints.
 """
 
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -72,6 +73,15 @@ class DataSection(Section):
     """Global batches prepared ahead by a background thread; 0 reads in the foreground."""
 
 
+class BatchPhase(Section):
+    """A smaller global batch at the beginning of the run."""
+
+    until_tokens: PositiveInt
+    """Training token up to which steps are this large; the step that reaches it is the last."""
+    global_batch_size: PositiveInt
+    """Rows in one optimiser step, over all ranks."""
+
+
 class BatchSection(Section):
     """Batch arithmetic: global = micro x accumulation x data-parallel ranks."""
 
@@ -79,6 +89,20 @@ class BatchSection(Section):
     """Rows in one optimiser step, over all ranks."""
     micro_batch_size: PositiveInt
     """Rows in one forward and backward pass of one rank."""
+    ramp: Annotated[tuple[BatchPhase, ...], Field(strict=False)] = ()
+    """Smaller batches to begin with, growing up to global_batch_size. The learning rate follows the schedule's steps."""
+
+    @model_validator(mode="after")
+    def _check_ramp(self) -> "BatchSection":
+        sizes = [phase.global_batch_size for phase in self.ramp] + [self.global_batch_size]
+        ends = [phase.until_tokens for phase in self.ramp]
+        for what, numbers in (("global_batch_size", sizes), ("until_tokens", ends)):
+            for before, after in pairwise(numbers):
+                if before >= after:
+                    raise ValueError(
+                        f"batch.ramp grows, but its {what} {before:,} is followed by {after:,}: order them"
+                    )
+        return self
 
 
 USED_BY = {

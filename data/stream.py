@@ -4,12 +4,13 @@ The row of global sample g is a pure function of (seed, manifests, mixture, g), 
 integer, the cursor. Ranks, micro-batches and threads only slice the global batch.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from config import DataError
+from config.batch_ramp import batch_size_at
 from config.objective_schema import CAUSAL_LM, ObjectiveConfig, row_shape
 from config.schema import BatchSection, DataSection
 from data.batch import Batch, Collate, causal_rows, read_batches
@@ -34,8 +35,8 @@ ROWS_LOCATED_AT_ONCE = 4096
 class Stream:
     """The global batches of a run, as one rank reads them.
 
-    The step at cursor c trains on samples c to c + G - 1; rank r takes the r-th of `world_size` equal slices of them,
-    in micro-batches.
+    The step at cursor c trains on samples c to c + G - 1, where the global batch size G may depend on c; rank r takes the
+    r-th of `world_size` equal slices of them, in micro-batches.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Stream:
         orders: Sequence[Order],
         mixture: Mixture,
         *,
-        global_batch_size: int,
+        global_batch_size: int | Callable[[Cursor], int],
         micro_batch_size: int,
         rank: int = 0,
         world_size: int = 1,
@@ -52,14 +53,13 @@ class Stream:
         prefetch_steps: int = 0,
     ) -> None:
         """`collate` makes the batches; plain causal rows without one."""
-        assert global_batch_size % (world_size * micro_batch_size) == 0 and 0 <= rank < world_size
+        assert 0 <= rank < world_size
         self._rows = rows
         self._orders = orders
         self._mixture = mixture
-        self._global_batch_size = global_batch_size
+        self._size_at = global_batch_size if callable(global_batch_size) else lambda cursor: global_batch_size
         self._micro_batch_size = micro_batch_size
-        self._rank_rows = global_batch_size // world_size
-        self._rank = rank
+        self._rank, self._world_size = rank, world_size
         self._collate = collate or causal_rows(rows, document_masking=False)
         self._prefetch_steps = prefetch_steps
 
@@ -78,12 +78,11 @@ class Stream:
 
     def steps(self, cursor: Cursor) -> Prefetcher[Step] | Generator[Step, None, None]:
         """All steps from a cursor on, without end, prepared by a thread if `prefetch_steps` > 0. `close()` stops it."""
-        walk = self._walk(cursor, max(1, ROWS_LOCATED_AT_ONCE // self._rank_rows))
+        walk = self._walk(cursor, max(1, ROWS_LOCATED_AT_ONCE * self._world_size // self._size_at(cursor)))
         return Prefetcher(walk, self._prefetch_steps) if self._prefetch_steps else walk
 
-    def describe(self, steps: int) -> str:
-        """For each dataset its rows, its share of a run of `steps`, and how often the run goes through it."""
-        samples = steps * self._global_batch_size
+    def describe(self, samples: int) -> str:
+        """For each dataset its rows, its share of a run of so many samples, and how often the run goes through it."""
         counts = zip(self._rows.names, self._rows.count_K.tolist(), self._mixture.counts(samples).tolist(), strict=True)
         return "\n".join(
             f"{name}: {rows:,} rows of {self._rows.row_length:,} tokens, {given / samples:.1%} of the run, "
@@ -92,14 +91,19 @@ class Stream:
         )
 
     def _walk(self, cursor: Cursor, steps_located_at_once: int) -> Generator[Step, None, None]:
-        first_S1 = np.arange(steps_located_at_once)[:, None] * self._global_batch_size
-        offset_R = self._rank * self._rank_rows + np.arange(self._rank_rows)
         while True:
-            sample_SR = cursor + first_S1 + offset_R
-            address_SR2 = self.locate(sample_SR.reshape(-1)).reshape(*sample_SR.shape, 2)
-            for address_R2, sample_R in zip(address_SR2, sample_SR, strict=True):
-                cursor += self._global_batch_size
-                yield read_batches(self._collate, address_R2, sample_R, self._micro_batch_size), cursor
+            samples, cursors = [], []
+            for _ in range(steps_located_at_once):
+                size = self._size_at(cursor)
+                mine = size // self._world_size
+                assert size == mine * self._world_size and mine % self._micro_batch_size == 0
+                samples.append(cursor + self._rank * mine + np.arange(mine))
+                cursor += size
+                cursors.append(cursor)
+            address_N2 = self.locate(np.concatenate(samples))
+            ends = np.cumsum([len(sample_R) for sample_R in samples])
+            for sample_R, address_R2, after in zip(samples, np.split(address_N2, ends[:-1]), cursors, strict=True):
+                yield read_batches(self._collate, address_R2, sample_R, self._micro_batch_size), after
 
 
 def open_stream(
@@ -131,7 +135,7 @@ def open_stream(
         rows,
         orders,
         Mixture(phases),
-        global_batch_size=batch.global_batch_size,
+        global_batch_size=lambda cursor: batch_size_at(batch, cursor, text),
         micro_batch_size=batch.micro_batch_size,
         rank=rank,
         world_size=world_size,

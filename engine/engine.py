@@ -91,6 +91,7 @@ class Engine:
         ds.train()
         total = torch.zeros(len(targets), dtype=torch.float64, device=device)
         for number, batch in enumerate(micro_batches, start=1):
+            ds.set_gradient_accumulation_boundary(number == len(micro_batches))  # under a ramp their number changes
             losses = self.objective(ds, batch, device)
             total += torch.stack([losses[part].total.detach() for part in targets])
             loss = torch.stack([losses[part].total * scale for part, scale in scales.items()]).sum()

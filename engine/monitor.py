@@ -26,7 +26,6 @@ class Monitor:
 
     def __init__(self, folder: Path, config: RunConfig, setup: Setup, world: World, *, first_step: int):
         self.settings, self.steps, self.world = config.monitor, config.schedule.steps, world
-        self.tokens_per_step = setup.derived.tokens_per_step
         self.flops_per_token = setup.derived.flops_per_token
         self.peak_flops = setup.peak.value * 1e12 * world.size
         self._first_step = first_step
@@ -49,8 +48,8 @@ class Monitor:
         if self.world.is_main:
             self._line.keep(text)
 
-    def step(self, report: StepReport, tokens_done: int, seconds: float) -> None:
-        """Record a step that took `seconds`, data included."""
+    def step(self, report: StepReport, tokens_done: int, tokens: int, seconds: float) -> None:
+        """Record a step of so many tokens that took `seconds`, data included."""
         if not self.world.is_main:
             return
         if report.step > self._first_step:
@@ -58,7 +57,7 @@ class Monitor:
         done = report.step + 1
         if done % self.settings.log_every_steps and done != self.steps:
             return
-        rate = self.tokens_per_step / seconds
+        rate = tokens / seconds
         values = {
             "loss": report.loss,
             **_by_part("loss", report.parts),

@@ -145,8 +145,31 @@ def test_background_thread_hands_on_the_same_steps_and_their_errors(data):
         next(open_stream(ahead, batch, seed=1, vocab_size=20_000).steps(0))
 
 
+def test_a_growing_batch_reads_the_same_rows(data):
+    batch = BatchSection.model_validate(
+        {
+            "global_batch_size": 48,
+            "micro_batch_size": 4,
+            "ramp": [{"until_tokens": 200, "global_batch_size": 8}, {"until_tokens": 600, "global_batch_size": 24}],
+        }
+    )
+    streams = [open_stream(data, batch, seed=1, vocab_size=VOCAB_SIZE, rank=rank, world_size=2) for rank in (0, 1)]
+    walks, rows, cursors = [stream.steps(0) for stream in streams], [], [0]
+    for _ in range(8):
+        halves = [next(walk) for walk in walks]
+        rows += [rows_of(batches) for batches, _ in halves]
+        assert halves[0][1] == halves[1][1]
+        again, after = streams[0].step(cursors[-1])
+        np.testing.assert_array_equal(rows_of(again), rows[-2])
+        cursors.append(after)
+    # Rows of 8 tokens: 25 of them reach 200 tokens, 75 reach 600.
+    assert np.diff(cursors).tolist() == [8, 8, 8, 8, 24, 24, 48, 48]
+    plain = read(make_stream(data), 0, 4).reshape(192, -1)
+    np.testing.assert_array_equal(np.concatenate(rows), plain[: cursors[-1]])
+
+
 def test_describe_counts_rows_and_epochs(data):
-    lines = make_stream(data, 60).describe(steps=11).splitlines()
+    lines = make_stream(data, 60).describe(11 * 60).splitlines()
     assert lines[0] == f"{data.datasets[0].path}: 499 rows of 8 tokens, 13.6% of the run, 0.18 epochs"
     assert lines[1] == f"{data.datasets[1].path}: 187 rows of 8 tokens, 2.7% of the run, 0.10 epochs"
     assert lines[2] == f"{data.datasets[2].path}: 87 rows of 8 tokens, 83.6% of the run, 6.34 epochs"
