@@ -14,7 +14,7 @@ SPECTRAL = {**MUON, "lr": 5e-2, "muon_scale": "spectral", "grad_clip": 0.3}
 RATES = {"embedding_lr_ratio": 0.5, "head_lr_ratio": 2.0, "decay_embeddings": False, "cautious_decay": True}
 CASES = [{"optimizer": MUON, "engine": {"ds_config": stage}} for stage in (*STAGES, "zero2_offload", "zero3_offload")]
 CASES += [{"optimizer": {**SPECTRAL, **RATES}, "engine": {"ds_config": stage}} for stage in ("zero0", "zero2", "zero3")]
-CASES += [{"optimizer": {"lr": 1e-2, **RATES}, "engine": {"ds_config": stage}} for stage in ("zero0", "zero1", "zero3")]
+CASES += [{"optimizer": {"lr": 3e-3, **RATES}, "engine": {"ds_config": stage}} for stage in ("zero0", "zero1", "zero3")]
 CASES += [{"optimizer": MUON, "model": {"bias": True, "tied_embeddings": True}, "engine": {"ds_config": "zero1"}}]
 
 
