@@ -60,7 +60,7 @@ def _run_in_pool(todo: Mapping[int, Unit], job: Job, workers: int, show: Callabl
     done, stop = context.Value("q", 0), context.Event()
     pool = ProcessPoolExecutor(workers, context, _start_worker, (job, done, stop))
     try:
-        with _interrupts_ignored():
+        with _interrupts_held():
             pending = {pool.submit(_run_unit, number, unit) for number, unit in todo.items()}
         while pending:
             finished, pending = wait(pending, POLL_SECONDS, FIRST_COMPLETED)
@@ -78,13 +78,14 @@ def _run_in_pool(todo: Mapping[int, Unit], job: Job, workers: int, show: Callabl
 
 
 @contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Processes started meanwhile ignore Ctrl-C: the parent alone decides how to stop."""
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _interrupts_held() -> Iterator[None]:
+    """Processes started meanwhile never see Ctrl-C: the parent alone decides how to stop. One that comes meanwhile reaches
+    it afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker(job: Job, done: Any, stop: Any) -> None:
