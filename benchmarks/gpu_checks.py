@@ -104,8 +104,8 @@ def check_loss(smoke: bool) -> Iterator[Row]:
 
 def check_parity(smoke: bool) -> Iterator[Row]:
     """Losses of five steps under DeepSpeed ZeRO 1 and in plain PyTorch."""
-    size = (*TINY, "batch.micro_batch_size=2") if smoke else ("model.num_layers=4", "batch.micro_batch_size=8")
-    size += ("batch.global_batch_size=8", EAGER)
+    size = [*TINY, "batch.micro_batch_size=2"] if smoke else ["model.num_layers=4", "batch.micro_batch_size=8"]
+    size += ["batch.global_batch_size=8", EAGER]
     for precision in ("fp32", "bf16_autocast"):
         config = load_recipe("gpt2_124m", [*COMMON, *size, f"engine.precision={precision}"])
         losses = {}

@@ -137,7 +137,9 @@ def profile_steps(smoke: bool, variant_name: str = VARIANTS[0].name) -> Iterator
     variant = next(variant for variant in VARIANTS if variant.name == variant_name)
     micro = 2 if smoke else 64
     step = variant.peer(_config("gpt2_124m", smoke, micro, variant.overrides))
-    step(), step(), synchronize()
+    step()
+    step()
+    synchronize()
     activity = torch.profiler.ProfilerActivity
     steps = 1 if smoke else 3
     with torch.profiler.profile(activities=[activity.CUDA, activity.CPU] if ON_GPU else [activity.CPU]) as profile:
