@@ -162,7 +162,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--shape", choices=[*SHAPES], default="6x256", help="layers x width")
     parser.add_argument("--ranks", choices=["1", "2", "both"], default="both")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=3, help="steps of one turn")
+    parser.add_argument("--steps", type=int, default=4, help="steps of one turn")
     parser.add_argument("--only", nargs="+", default=[], help="peers whose label contains one of these words")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     options = parser.parse_args(arguments)
