@@ -36,7 +36,7 @@ SHAPES = {
 }  # fmt: skip
 """Layers x width. 6x256: 256 tokens a row, 8,192 a step. 4x128: nanoGPT's own for CPUs, 64 a row, 768 a step."""
 MICRO_BATCH_TOKENS = 2048
-"""Fastest for every peer but nanoGPT in fp32, which takes the step whole."""
+"""For every peer but nanoGPT in fp32, which takes the step whole; other sizes were not tried for each peer."""
 WARM_UP_STEPS = 3
 
 

@@ -84,11 +84,6 @@ def _check_tensor_parallel(config: "RunConfig", size: int) -> None:
             f"{asked} does not work with engine.activation_checkpointing selective: DeepSpeed adds up the ranks' products in "
             "place, so that kept ones would be added twice; set it to full or none"
         )
-    if isinstance(config.objective, Contrastive):
-        raise ValueError(
-            f"{asked} does not work with objective.name contrastive, whose negatives would hold each row once for each "
-            "rank that shares it: set it to 1"
-        )
     if config.engine.compile == "on":
         raise ValueError(f"{asked} has not been tried with engine.compile on: set it to auto or off")
     for what, count in (

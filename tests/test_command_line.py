@@ -5,7 +5,9 @@ import sys
 
 import pytest
 
+from config import load_recipe
 from config.load import recipe_names
+from config.parallel import ranks_per_row
 from tests.conftest import ROOT, environment, train
 
 
@@ -18,13 +20,14 @@ def test_help_lists_every_section_and_recipe():
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_has_a_plan(name):
-    ranks = "1" if name in ("gpt_debug", "gpt_quickstart") else "8"
-    result = train(name, "--dry-run", "--ranks", ranks)
+    config = load_recipe(name)
+    groups = min(8, config.batch.global_batch_size // config.batch.micro_batch_size)
+    result = train(name, "--dry-run", "--ranks", str(groups * ranks_per_row(config.engine)))
     assert result.returncode == 0, result.stderr
     for part in (
         "parameters",
         "memory per rank",
-        f"× {ranks} rank",
+        f"× {groups} ",
         "tokens a step",
         "one checkpoint",
         "nothing was started",
