@@ -11,7 +11,8 @@ from typing import Any
 from config.count import ParameterCounts
 from config.derive import Derived
 from config.objective_schema import RowShape, row_shape
-from config.schema import OptimizerSection, RunConfig
+from config.optimizer_schema import OptimizerSection
+from config.schema import RunConfig
 from config.t5_schema import T5Config
 
 FP32 = 4

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from config.schema import OptimizerSection
+from config.optimizer_schema import OptimizerSection
 from engine.dist import World, gather_objects
 from engine.element_wise import AdamW, Lion
 from engine.fragments import fragments, owners, parameter_shapes, replicated

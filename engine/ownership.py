@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from config.schema import OptimizerSection
+from config.optimizer_schema import OptimizerSection
 
 
 @dataclass(frozen=True)

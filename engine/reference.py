@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from config.schema import OptimizerSection, RunConfig
+from config.optimizer_schema import OptimizerSection
+from config.schema import RunConfig
 from data.batch import Batch
 from engine.muon import COEFFICIENTS, EPS, NEWTON_SCHULZ_STEPS, update_scale
 from engine.objective import add_temperature, choose_objective, count_targets

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from config.schema import OptimizerSection
+from config.optimizer_schema import OptimizerSection
 from engine.muon import orthogonalize, update_scale
 from engine.reference import newton_schulz, update
 
