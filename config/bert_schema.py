@@ -2,6 +2,8 @@
 
 from typing import Any, ClassVar, Literal
 
+from pydantic import model_validator
+
 from config.section import NonNegativeInt, PositiveFloat, PositiveInt
 from config.transformer_schema import TransformerConfig
 
@@ -46,6 +48,15 @@ class BertConfig(TransformerConfig):
     @property
     def post_norm(self) -> bool:
         return self.norm_order == "post"
+
+    @model_validator(mode="after")
+    def _check_local_blocks(self) -> "BertConfig":
+        if self.local_window is not None and self.global_every == 1:
+            raise ValueError(
+                f"local_window {self.local_window} has no effect with global_every 1, under which every block is global: "
+                "raise global_every, or set local_window to null"
+            )
+        return self
 
     def is_local(self, layer: int) -> bool:
         return self.local_window is not None and layer % self.global_every != 0
