@@ -11,6 +11,10 @@ from config.schema import RunConfig
 
 PRECISIONS = {"no": ("fp32",), "bf16": ("bf16_autocast", "bf16"), "fp16": ("fp16",)}
 """Accelerate's mixed_precision and the recipe's precisions that it may mean."""
+FP8 = (
+    "mixed_precision fp8: Accelerate's FP8 replaces layers in Accelerator.prepare(), which this training does not call, "
+    "so nothing would run in FP8: leave it out, or set bf16"
+)
 
 
 class Shared(NamedTuple):
@@ -39,6 +43,8 @@ def check_accelerate(config: RunConfig, environ: Mapping[str, str]) -> None:
         for name in ("FSDP", "MEGATRON_LM")
         if environ.get(f"ACCELERATE_USE_{name}") == "true"
     ]
+    if environ["ACCELERATE_MIXED_PRECISION"] == "fp8":
+        problems.append(FP8)
     shared = [_ds_config_file(config, environ), _precision(config, environ), *_numbers(config, environ)]
     problems += [str(setting) for setting in shared if setting.value is not None and not setting.agrees]
     if problems:
@@ -58,13 +64,16 @@ def _ds_config_file(config: RunConfig, environ: Mapping[str, str]) -> Shared:
 
 
 def _precision(config: RunConfig, environ: Mapping[str, str]) -> Shared:
-    """`no` is exported even if nobody wrote it; DS_FIELDS tells whether the config file did."""
+    """`no` is exported even if nobody wrote it; DS_FIELDS tells whether the config file did. fp8 is answered apart."""
     precision, asked = environ["ACCELERATE_MIXED_PRECISION"], config.engine.precision
     written = precision != "no" or "mixed_precision" in environ.get("ACCELERATE_CONFIG_DS_FIELDS", "").split(",")
-    possible = PRECISIONS.get(precision, ())
-    fix = f"engine.precision={possible[0]}" if possible else f"one of {', '.join(PRECISIONS)} there"
+    possible = PRECISIONS.get(precision, (asked,))
     return Shared(
-        "mixed_precision", precision if written else None, asked in possible, f"engine.precision {asked}", fix
+        "mixed_precision",
+        precision if written else None,
+        asked in possible,
+        f"engine.precision {asked}",
+        f"engine.precision={possible[0]}",
     )
 
 

@@ -5,8 +5,11 @@ import sys
 from types import ModuleType
 
 from config import GroundworkError
+from launch import accelerate_config
 
-COMMANDS: dict[str, ModuleType] = {}
+COMMANDS: dict[str, ModuleType] = {
+    "accelerate": accelerate_config,
+}
 
 
 def main(arguments: list[str]) -> int:
