@@ -13,7 +13,8 @@ from benchmarks.gpu import Row
 from benchmarks.gpu_clock import DEVICE, ON_GPU, first_line, seconds_of, synchronize
 from config import RunConfig, load_recipe
 from config.derive import derive
-from engine.device import PEAK_BF16_TFLOPS, measured_matmul_tflops
+from config.hardware import find_accelerator
+from engine.device import measured_matmul_tflops
 
 COMMON = ("schedule.steps=10000", "schedule.name=constant", "schedule.warmup_steps=0", "engine.precision=bf16_autocast")
 TINY = (
@@ -120,7 +121,7 @@ def _step_figures(config: RunConfig, variant: Variant, measured: float, smoke: b
     seconds = seconds_of(step, 1 if smoke else 8)
     tokens_per_second = derived.tokens_per_step / seconds
     tflops = tokens_per_second * derived.flops_per_token / 1e12
-    sheet = PEAK_BF16_TFLOPS["H200"]
+    sheet = find_accelerator("h200").bf16_tflops
     return {
         "tokens/s": tokens_per_second,
         "TFLOP/s": tflops,

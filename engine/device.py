@@ -1,7 +1,6 @@
 """What the device can do, and the choices that follow: low precision, compiling, threads, peak rate."""
 
 import os
-import re
 import shutil
 import socket
 import time
@@ -12,6 +11,7 @@ import torch
 from config.choice import Choice
 from config.derive import Derived
 from config.device import DeviceInfo, cpu_info
+from config.hardware import by_device_name
 from config.schema import RunConfig
 from engine.dist import gather_objects
 
@@ -20,12 +20,6 @@ FLOPS_THAT_REPAY_COMPILING = 5e13
 
 COMPUTE_DTYPE = {
     "fp32": torch.float32, "bf16_autocast": torch.bfloat16, "bf16": torch.bfloat16, "fp16": torch.float16,
-}  # fmt: skip
-
-# Dense bf16 tensor-core peaks, TFLOP/s, from the vendors' data sheets.
-PEAK_BF16_TFLOPS = {
-    "B200": 2250.0, "H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "A100": 312.0, "A10": 125.0, "L40S": 362.0,
-    "L4": 121.0, "V100": 125.0, "RTX 4090": 165.0, "RTX 3090": 71.0, "MI300X": 1307.0, "MI250X": 383.0,
 }  # fmt: skip
 
 
@@ -84,10 +78,9 @@ def peak_tflops(device: torch.device, precision: str, configured: float | None) 
     if configured:
         return Choice(configured, "monitor.peak_tflops")
     if device.type != "cpu":
-        name = torch.cuda.get_device_name(device)
-        for known, peak in PEAK_BF16_TFLOPS.items():
-            if re.search(rf"\b{known}\b", name) and precision != "fp32":
-                return Choice(peak, f"dense bf16 data-sheet peak of {name}")
+        known = by_device_name(torch.cuda.get_device_name(device))
+        if known and precision != "fp32":
+            return Choice(known.bf16_tflops, f"dense bf16 data-sheet peak of {known.name}")
     dtype = COMPUTE_DTYPE[precision]
     size = 1024 if device.type == "cpu" else 8192
     rate = measured_matmul_tflops(device, dtype, size)
