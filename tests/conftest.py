@@ -3,11 +3,15 @@
 import json
 import os
 import random
+import runpy
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+
+from tests import forked
 
 ROOT = Path(__file__).parents[1]
 WORDS = "the model reads a row of tokens and predicts each next one from those before it while loss falls step by step"
@@ -57,9 +61,20 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 def train(*arguments: str | Path, launcher: tuple[str, ...] = (), **extra: str) -> subprocess.CompletedProcess:
-    """Run train.py to its end under a launcher, or under plain python."""
-    command = [*(launcher or (sys.executable,)), "train.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=environment(**extra), capture_output=True, text=True, timeout=280)
+    """Run train.py to its end under a launcher; without one in a forked process that has its imports behind it."""
+    command = [*launcher, "train.py", *map(str, arguments)]
+    if launcher:
+        return subprocess.run(command, cwd=ROOT, env=environment(**extra), capture_output=True, text=True, timeout=280)
+    with tempfile.TemporaryDirectory() as folder:
+        code = forked.finish(forked.start(Path(folder) / "train", environment(**extra), run_train, command), 280)
+        out, err = (Path(f"{folder}/train.{stream}").read_text() for stream in ("out", "err"))
+    return subprocess.CompletedProcess(command, code, out, err)
+
+
+def run_train(command: list[str]) -> None:
+    """What `python train.py` does."""
+    sys.argv = command
+    runpy.run_path(str(ROOT / command[0]), run_name="__main__")
 
 
 def metrics(run: Path) -> list[dict]:

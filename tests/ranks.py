@@ -1,11 +1,8 @@
-"""Run a function on several ranks over gloo, as a launcher would: fresh processes with the rendezvous variables set."""
+"""Run a function on several ranks over gloo, as a launcher would: processes with the rendezvous variables set."""
 
-import importlib
 import os
 import pickle
 import socket
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,32 +10,26 @@ from typing import Any
 
 import torch.distributed as dist
 
-ROOT = Path(__file__).parents[1]
+from tests import forked
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 280) -> list[Any]:
     """Each rank's return value of `function(*args)`, which must live in an importable module (tests/workers)."""
+    port = str(free_port())
     with tempfile.TemporaryDirectory() as folder:
-        call = Path(folder) / "call"
-        call.write_bytes(pickle.dumps((function.__module__, function.__name__, args)))
-        port = str(free_port())
-        processes = []
-        for rank in range(world_size):
-            command = [sys.executable, "-m", "tests.ranks", str(call), f"{folder}/result_{rank}"]
-            with open(f"{folder}/stderr_{rank}", "w") as stderr:
-                environ = rank_environ(rank, world_size, port)
-                processes.append(subprocess.Popen(command, cwd=ROOT, env=environ, stderr=stderr))
-        errors = []
-        for rank, process in enumerate(processes):
-            try:
-                code = process.wait(timeout=timeout)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                code = f"nothing after {timeout:g} s"
-            if code:
-                errors.append(f"rank {rank} exited with {code}:\n{Path(f'{folder}/stderr_{rank}').read_text()[-3000:]}")
+        files = [Path(folder) / str(rank) for rank in range(world_size)]
+        processes = [
+            forked.start(file, rank_environ(rank, world_size, port), _keep_result, f"{file}.result", function, args)
+            for rank, file in enumerate(files)
+        ]
+        codes = [forked.finish(process, timeout) for process in processes]
+        errors = [
+            f"rank {file.name} exited with {code}:\n{Path(f'{file}.err').read_text()[-3000:]}"
+            for file, code in zip(files, codes, strict=True)
+            if code
+        ]
         assert not errors, "\n".join(errors)
-        return [pickle.loads(Path(f"{folder}/result_{rank}").read_bytes()) for rank in range(world_size)]
+        return [pickle.loads(Path(f"{file}.result").read_bytes()) for file in files]
 
 
 def rank_environ(rank: int, world_size: int, port: str) -> dict[str, str]:
@@ -49,8 +40,6 @@ def rank_environ(rank: int, world_size: int, port: str) -> dict[str, str]:
         "WORLD_SIZE": str(world_size),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
-        "OMP_NUM_THREADS": "1",
-        "DS_ACCELERATOR": "cpu",
     }
 
 
@@ -60,14 +49,8 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _main(call: str, result: str) -> None:
-    module, name, args = pickle.loads(Path(call).read_bytes())
-    value = getattr(importlib.import_module(module), name)(*args)
+def _keep_result(result: str, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    value = function(*args)
     if dist.is_initialized():
         dist.destroy_process_group()
     Path(result).write_bytes(pickle.dumps(value))
-    os._exit(0)  # as train.py does: an orderly exit may abort in a process group's thread
-
-
-if __name__ == "__main__":
-    _main(*sys.argv[1:])
