@@ -11,7 +11,7 @@ from tests.conftest import losses, train
 BIN = Path(sys.executable).parent
 ACCELERATE = (str(BIN / "accelerate"), "launch", "--config_file")
 LAUNCHERS = {
-    "python": (),
+    "python": (sys.executable,),
     "deepspeed": (str(BIN / "deepspeed"), "--num_gpus", "1"),
     "torchrun": (str(BIN / "torchrun"), "--nproc-per-node", "1"),
     "accelerate": (*ACCELERATE, "launch/accelerate/cpu.yaml"),
