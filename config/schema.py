@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from config.model_schema import ModelConfig
+from config.monitor_schema import MonitorSection
 from config.objective_check import check_objective, fill_objective
 from config.objective_schema import CAUSAL_LM, ObjectiveConfig
 from config.optimizer_schema import OptimizerSection
@@ -180,27 +181,6 @@ class ValidationSection(Section):
         return self.every_steps > 0 and (step == last or step % self.every_steps == 0)
 
 
-class MonitorSection(Section):
-    """What is written and shown."""
-
-    log_every_steps: PositiveInt = 1
-    """Steps between lines in metrics.jsonl, TensorBoard and on the screen."""
-    tensorboard: bool = True
-    """Write TensorBoard events into the run's folder."""
-    wandb: bool = False
-    """Log to Weights & Biases (needs the wandb extra)."""
-    wandb_project: str = "groundwork"
-    """Project name for Weights & Biases."""
-    sample_prompt: str = ""
-    """Text to continue at each validation, or to fill in: under span_corruption at <extra_id_0>, under masked_lm at [MASK],
-    at the end if it has none. Empty starts from the end-of-text token."""
-    sample_tokens: NonNegativeInt = 64
-    """Tokens generated at each validation; 0 turns samples off."""
-    peak_tflops: PositiveFloat | None = None
-    """Peak of one device in TFLOP/s, the denominator of MFU. Default: known GPUs by name; on a CPU a short matrix
-    product is measured."""
-
-
 class RunConfig(Section):
     """One recipe: everything that defines a run."""
 
@@ -230,6 +210,11 @@ class RunConfig(Section):
         if self.schedule.warmup_steps > self.schedule.steps:
             raise ValueError(
                 f"schedule.warmup_steps {self.schedule.warmup_steps} is more than schedule.steps {self.schedule.steps}"
+            )
+        if any(step > self.schedule.steps for step in self.monitor.inspected_steps):
+            raise ValueError(
+                f"monitor looks at step {max(self.monitor.inspected_steps)}, but schedule.steps is {self.schedule.steps}: "
+                "name earlier steps in statistics_steps, profile_steps and memory_steps"
             )
         for phase in self.data.mixture_schedule:
             if len(phase.weights) != len(self.data.datasets):

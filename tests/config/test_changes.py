@@ -37,6 +37,7 @@ def differences(*overrides: str, before: tuple[str, ...] = ()):
         ("engine.compile=on", "harmless"),
         ("checkpoint.keep_last=1", "harmless"),
         ("monitor.wandb=true", "harmless"),
+        ("monitor.profile_steps=[3]", "harmless"),
         ("validation.rows=4", "harmless"),
         ("run.name=other", "harmless"),
     ],
