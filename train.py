@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from contextlib import ExitStack, closing
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from config import ConfigError, GroundworkError, RunConfig
@@ -73,7 +74,7 @@ def train(command: CommandLine, stream: "Stream", tokenizer: "Tokenizer") -> int
     from engine.checkpoint import RunState, load, save
     from engine.debugging import prepare_debugging
     from engine.dist import connect, disconnect
-    from engine.fault import StopRequest
+    from engine.fault import StopRequest, exit_code
     from engine.monitor import Monitor
     from engine.runs import open_run, run_documents, summary
     from engine.sample import sample_text
@@ -99,7 +100,7 @@ def train(command: CommandLine, stream: "Stream", tokenizer: "Tokenizer") -> int
             if command.debug:
                 prepare_debugging(engine, monitor.say, STEPS_SHOWN)
             steps = closing_up.enter_context(closing(stream.steps(state.cursor)))
-            stop = StopRequest()
+            stop = StopRequest(config.checkpoint.reserve_seconds)
 
         while state.step < last:
             began = time.perf_counter()
@@ -118,9 +119,10 @@ def train(command: CommandLine, stream: "Stream", tokenizer: "Tokenizer") -> int
                 path = save(run.checkpoints, engine.deepspeed, state, documents, world, config.checkpoint.keep_last)
             if stopping and state.step < last:
                 monitor.say(
-                    f"stopped after step {state.step:,} and saved {path}; the same command continues from there"
+                    f"stopped after step {state.step:,} and saved {path}, {stop.reason(stopping)}; the same command "
+                    "continues from there"
                 )
-                return 128 + stopping
+                return exit_code(stopping)
     if world.is_main:
         print(summary(config, run.folder, command.recipe))
     return 0
@@ -148,5 +150,9 @@ if __name__ == "__main__":
     code = main(sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()
+    if (
+        "EXIT_CODE_FILE" in os.environ
+    ):  # for a batch script around torchrun, which itself exits with 1 whatever ranks say
+        Path(os.environ["EXIT_CODE_FILE"]).write_text(str(code))
     # Not sys.exit: DeepSpeed holds on to process groups, and their threads may abort or hang an orderly exit.
     os._exit(code)

@@ -1,5 +1,7 @@
 """Which rank this process is, from the environment of whatever launched it; known before any slow import."""
 
+import re
+import socket
 from collections.abc import Mapping
 
 from config.errors import ConfigError
@@ -18,17 +20,41 @@ def rendezvous_environment(environ: Mapping[str, str], free_port: int) -> dict[s
         return {} if "LOCAL_RANK" in environ else {"LOCAL_RANK": "0"}
     # Set by srun for its tasks; SLURM_NTASKS would be set in the batch script around them too.
     if int(environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        if not {"MASTER_ADDR", "MASTER_PORT"} <= environ.keys():
-            raise ConfigError(
-                "srun started several tasks but MASTER_ADDR and MASTER_PORT are not set: export both in the batch script"
-            )
         return {
             "RANK": environ["SLURM_PROCID"],
             "LOCAL_RANK": environ["SLURM_LOCALID"],
             "WORLD_SIZE": environ["SLURM_STEP_NUM_TASKS"],
+            "MASTER_ADDR": environ.get("MASTER_ADDR") or _slurm_address(environ),
+            "MASTER_PORT": environ.get("MASTER_PORT") or _slurm_port(environ),
         }
     single = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     return {**single, "MASTER_PORT": str(free_port)}
+
+
+def _slurm_address(environ: Mapping[str, str]) -> str:
+    """Where rank 0 listens: srun places it on the step's first node. Raises ConfigError if that name does not resolve."""
+    if environ.get("SLURM_STEP_NUM_NODES", "1") == "1":
+        return "127.0.0.1"
+    first = first_host(environ.get("SLURM_STEP_NODELIST", ""))
+    try:
+        socket.getaddrinfo(first, None)
+    except OSError:
+        raise ConfigError(
+            f"srun started tasks on {environ.get('SLURM_STEP_NODELIST')} and the name {first!r} does not resolve here: export "
+            "MASTER_ADDR in the batch script, as `python -m launch slurm` does, with the NodeAddr that `scontrol show node "
+            f"{first or 'NODE'}` prints"
+        ) from None
+    return first
+
+
+def first_host(nodes: str) -> str:
+    """First name of a SLURM host list: `gpu[007-12,20],login1` starts with gpu007."""
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", re.split(r",(?![^\[]*\])", nodes)[0])
+
+
+def _slurm_port(environ: Mapping[str, str]) -> str:
+    """A port of this step's own, below those that the kernel gives out."""
+    return str(20_000 + (int(environ["SLURM_JOB_ID"]) + int(environ.get("SLURM_STEP_ID", 0))) % 10_000)
 
 
 def rank_and_size(environ: Mapping[str, str]) -> tuple[int, int]:

@@ -164,6 +164,8 @@ class CheckpointSection(Section):
     """Steps between checkpoints; the last step and every stop save too."""
     keep_last: PositiveInt = 3
     """Newest checkpoints kept; older ones are deleted."""
+    reserve_seconds: NonNegativeFloat = 60.0
+    """Seconds left at the end of a SLURM allocation, beyond two of the longest steps with their saves, for a run to stop."""
 
     def is_due(self, step: int, last: int) -> bool:
         return step == last or step % self.every_steps == 0

@@ -5,10 +5,14 @@ import sys
 from types import ModuleType
 
 from config import GroundworkError
-from launch import accelerate_config
+from launch import accelerate_config, slurm_cancel, slurm_logs, slurm_status, slurm_submit
 
 COMMANDS: dict[str, ModuleType] = {
     "accelerate": accelerate_config,
+    "cancel": slurm_cancel,
+    "logs": slurm_logs,
+    "slurm": slurm_submit,
+    "status": slurm_status,
 }
 
 
@@ -17,7 +21,11 @@ def main(arguments: list[str]) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, module in COMMANDS.items():
         module.add_arguments(commands.add_parser(name, help=module.__doc__, description=module.__doc__))
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    if rest and hasattr(options, "overrides") and all("=" in word and word[0] != "-" for word in rest):
+        options.overrides += rest  # argparse takes them in one piece only, and people put them anywhere
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         return COMMANDS[options.command].run(options)
     except GroundworkError as error:

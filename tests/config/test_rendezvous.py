@@ -3,7 +3,7 @@
 import pytest
 
 from config import ConfigError
-from config.rendezvous import rank_and_size, rendezvous_environment
+from config.rendezvous import first_host, rank_and_size, rendezvous_environment
 
 ADDRESS = {"MASTER_ADDR": "node1", "MASTER_PORT": "20123"}
 
@@ -23,8 +23,32 @@ def test_srun_tasks_are_mapped():
     task = {"SLURM_STEP_NUM_TASKS": "16", "SLURM_PROCID": "9", "SLURM_LOCALID": "1"}
     assert rank_and_size({**task, **ADDRESS}) == (9, 16)
     assert rendezvous_environment({**task, **ADDRESS}, 0)["LOCAL_RANK"] == "1"
-    with pytest.raises(ConfigError, match="MASTER_ADDR and MASTER_PORT are not set"):
-        rank_and_size(task)
+
+
+def test_srun_without_a_batch_script_finds_rank_0_on_the_first_node():
+    task = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "123456"}
+    one_node = rendezvous_environment(task, 0)
+    assert (one_node["MASTER_ADDR"], one_node["MASTER_PORT"]) == ("127.0.0.1", "23456")
+    several = {**task, "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_ID": "2", "SLURM_STEP_NODELIST": "localhost,other"}
+    settled = rendezvous_environment(several, 0)
+    assert (settled["MASTER_ADDR"], settled["MASTER_PORT"]) == ("localhost", "23458")
+    with pytest.raises(
+        ConfigError, match=r"'n01' does not resolve here: export MASTER_ADDR .* `scontrol show node n01`"
+    ):
+        rendezvous_environment({**several, "SLURM_STEP_NODELIST": "n[01-02]"}, 0)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("gpu7", "gpu7"),
+        ("gpu[007-12,20],login1", "gpu007"),
+        ("rack[1-2]node[03-04]", "rack1node03"),
+        ("b2,a1", "b2"),
+    ],
+)
+def test_the_first_host_of_a_list(nodes, first):
+    assert first_host(nodes) == first
 
 
 def test_a_batch_script_around_srun_is_one_process():
