@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, environment, losses, metrics, train, write_recipe
+from tests.conftest import ROOT, environment, losses, metrics, python, train, write_recipe
 
 LONG = ("schedule.steps=60", "checkpoint.every_steps=10", "validation.every_steps=20", "model.dropout=0.1")
 
@@ -80,8 +80,7 @@ def test_kill_in_mid_run_and_in_mid_save(recipe, tmp_path, undisturbed, point):
     process.send_signal(signal.SIGKILL)
     process.wait()
 
-    command = [sys.executable, "-c", kill_at(POINTS[point]), str(recipe), *LONG]
-    killed = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    killed = python("-c", kill_at(POINTS[point]), str(recipe), *LONG)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert steps_done(run) < 60
 
