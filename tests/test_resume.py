@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, environment, losses, metrics, python, train, write_recipe
+from tests.conftest import ROOT, environment, losses, metrics, train, write_recipe
 
 LONG = ("schedule.steps=60", "checkpoint.every_steps=10", "validation.every_steps=20", "model.dropout=0.1")
 
@@ -80,7 +80,8 @@ def test_kill_in_mid_run_and_in_mid_save(recipe, tmp_path, undisturbed, point):
     process.send_signal(signal.SIGKILL)
     process.wait()
 
-    killed = python("-c", kill_at(POINTS[point]), str(recipe), *LONG)
+    command = [sys.executable, "-c", kill_at(POINTS[point]), str(recipe), *LONG]
+    killed = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert steps_done(run) < 60
 
@@ -151,3 +152,11 @@ def test_only_the_newest_checkpoints_are_kept(recipe, tmp_path):
     assert sorted(p.name for p in folder.glob("step_*")) == ["step_00000010", "step_00000012"]
     assert (folder / "latest").read_text().strip() == "step_00000012"
     assert not [name for name in os.listdir(folder) if name.startswith(".tmp")]
+
+
+def test_a_run_that_saves_nothing_says_so(recipe, tmp_path):
+    result = train(recipe, "checkpoint.every_steps=0")
+    assert result.returncode == 0, result.stderr
+    assert "nothing was saved, as checkpoint.every_steps is 0" in result.stdout
+    assert not list((tmp_path / "runs/tiny/checkpoints").glob("*"))
+    assert len(losses(tmp_path / "runs/tiny")) == 12
