@@ -61,32 +61,20 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 def train(*arguments: str | Path, launcher: tuple[str, ...] = (), **extra: str) -> subprocess.CompletedProcess:
-    """Run train.py to its end, under a launcher if one is given."""
-    command = ["train.py", *map(str, arguments)]
-    if not launcher:
-        return python(*command, **extra)
-    command = [*launcher, *command]
-    return subprocess.run(command, cwd=ROOT, env=environment(**extra), capture_output=True, text=True, timeout=280)
-
-
-def python(*arguments: str, **extra: str) -> subprocess.CompletedProcess:
-    """What `python SCRIPT …`, `python -m MODULE …` and `python -c CODE …` do, in a process that has its imports behind it."""
+    """Run train.py to its end under a launcher; without one in a forked process that has its imports behind it."""
+    command = [*launcher, "train.py", *map(str, arguments)]
+    if launcher:
+        return subprocess.run(command, cwd=ROOT, env=environment(**extra), capture_output=True, text=True, timeout=280)
     with tempfile.TemporaryDirectory() as folder:
-        process = forked.start(Path(folder) / "python", environment(**extra), run_python, arguments)
-        code = forked.finish(process, 280)
-        out, err = (Path(f"{folder}/python.{stream}").read_text() for stream in ("out", "err"))
-    return subprocess.CompletedProcess(arguments, code, out, err)
+        code = forked.finish(forked.start(Path(folder) / "train", environment(**extra), run_train, command), 280)
+        out, err = (Path(f"{folder}/train.{stream}").read_text() for stream in ("out", "err"))
+    return subprocess.CompletedProcess(command, code, out, err)
 
 
-def run_python(arguments: tuple[str, ...]) -> None:
-    kind, *rest = arguments
-    sys.argv = list(arguments) if kind.endswith(".py") else [kind, *rest[1:]]
-    if kind == "-c":
-        exec(rest[0], {"__name__": "__main__"})
-    elif kind == "-m":
-        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
-    else:
-        runpy.run_path(str(ROOT / kind), run_name="__main__")
+def run_train(command: list[str]) -> None:
+    """What `python train.py` does."""
+    sys.argv = command
+    runpy.run_path(str(ROOT / command[0]), run_name="__main__")
 
 
 def metrics(run: Path) -> list[dict]:

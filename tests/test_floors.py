@@ -22,6 +22,10 @@ LIBRARIES: dict[str, set[str]] = {
     "torch": {"model", "engine", "tasks", "train"},
     "numpy": ROOMS.keys() - {"config", "launch"},
 }
+# Files that import what their room may not, and why.
+EXCEPTIONS: dict[str, set[str]] = {
+    "launch/doctor/torch_probe.py": {"torch", "deepspeed"},  # a process of its own, which nothing imports
+}
 KEPT_OUT_OF_TRAINING = {"benchmarks", "tests"}
 
 
@@ -51,8 +55,10 @@ def sources(room: str) -> list[Path]:
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_knows_only_the_floors_below(room):
-    found = {str(path.relative_to(ROOT)): violations(room, path.read_text()) for path in sources(room)}
-    assert {path: names for path, names in found.items() if names} == {}
+    found = {path.relative_to(ROOT).as_posix(): set(violations(room, path.read_text())) for path in sources(room)}
+    assert {path: names for path, names in found.items() if names} == {
+        p: n for p, n in EXCEPTIONS.items() if p in found
+    }
 
 
 @pytest.mark.parametrize(

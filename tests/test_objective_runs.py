@@ -1,5 +1,8 @@
 """Objectives through train.py, as a user runs them: tokenizer, metrics, continuing, loading the model afterwards."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -10,7 +13,7 @@ from data.prompt import encode_prompt
 from data.specials import special_names
 from data.tokenizer import Tokenizer
 from tasks.checkpoints import load_model
-from tests.conftest import metrics, python, train
+from tests.conftest import ROOT, environment, metrics, train
 
 QUICK = [
     "schedule.steps=4",
@@ -72,7 +75,8 @@ def test_t5_samples_and_continues_a_prompt(recipe, tmp_path, objective):
     run = tmp_path / "runs/tiny"
     assert [record["step"] for record in metrics(run) if "sample" in record] == [2, 4]
     assert "tasks generate" in result.stdout
-    written = python("-m", "tasks", "generate", str(run), "--prompt", "the model", "--tokens", "5")
+    command = [sys.executable, "-m", "tasks", "generate", str(run), "--prompt", "the model", "--tokens", "5"]
+    written = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert written.returncode == 0, written.stderr
     assert written.stdout.startswith("the model") and "<extra_id_0>" not in written.stdout
 

@@ -1,6 +1,7 @@
 """`python -m tasks export`: folders that transformers reads as what was trained, or none at all."""
 
 import json
+import subprocess
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,7 @@ from data.specials import BERT, T5
 from data.tokenizer import Tokenizer, byte_tokenizer
 from model.hf import architecture
 from tasks.export import export
-from tests.conftest import python, train
+from tests.conftest import ROOT, environment, train
 from tests.model.tiny import tiny_config, tiny_model, tiny_t5
 
 CONFIGS = {
@@ -163,12 +164,12 @@ def test_a_tied_bert_trained_by_two_ranks_under_zero_3(recipe, tmp_path):
     launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29731")
     result = train(recipe, "engine.ds_config=zero3", "schedule.steps=4", launcher=launcher)
     assert result.returncode == 0, result.stderr
-    command = ("-m", "tasks", "export", str(tmp_path / "runs/tiny"), "--out", str(tmp_path / "out"))
-    result = python(*command)
+    command = [sys.executable, "-m", "tasks", "export", str(tmp_path / "runs/tiny"), "--out", str(tmp_path / "out")]
+    result = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "same logits and tokens" in result.stdout
     theirs = transformers.AutoModelForPreTraining.from_pretrained(tmp_path / "out")
     ours, _, _ = tasks.checkpoints.load_model(tmp_path / "runs/tiny", torch.device("cpu"))
     assert torch.equal(theirs.cls.predictions.decoder.weight, ours.embed_tokens.weight)
-    again = python(*command)
+    again = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert again.returncode == 2 and "exists already" in again.stderr

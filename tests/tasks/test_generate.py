@@ -2,16 +2,18 @@
 
 import io
 import subprocess
+import sys
 
 import pytest
 
 from data.tokenizer import byte_tokenizer
 from tasks.text_stream import StopText, TextStream
-from tests.conftest import python, train
+from tests.conftest import ROOT, environment, train
 
 
 def generate(*arguments: str) -> subprocess.CompletedProcess:
-    return python("-m", "tasks", "generate", *arguments)
+    command = [sys.executable, "-m", "tasks", "generate", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
 
 
 def test_a_run_continues_a_prompt_repeatably(recipe, tmp_path):
