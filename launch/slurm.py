@@ -1,8 +1,8 @@
 """A training as a SLURM job: the sbatch script that starts it, has it stop in time and lets it continue.
 
 The script and the run agree on exit codes. train.py exits with 0 when the run is complete, with 2 for a mistake that starting
-again would repeat, with 143 when it was told to end (TERM), and with 138 when it was asked to make room (USR1) or its time is
-up: it has saved then, and the script requeues the job.
+again would repeat, and after saving with 138 when it was asked to make room (USR1) or its time is up, with 143 when it was told
+to end (TERM). The script requeues the job after 138, and after 143 if SLURM preempts it; a cancelled job it lets go.
 """
 
 import re
@@ -119,8 +119,7 @@ def _check_batch(job: SlurmJob, config: RunConfig) -> None:
     try:
         derive(config, job.nodes * job.ranks_per_node)
     except ConfigError as error:
-        ranks = f"{job.nodes} × {job.ranks_per_node} = {job.nodes * job.ranks_per_node}"
-        raise ConfigError(f"{error} (nodes × ranks on each: {ranks})") from None
+        raise ConfigError(f"{error} ({job.nodes} nodes × {job.ranks_per_node} ranks)") from None
 
 
 def _header(job: SlurmJob, config: RunConfig) -> str:
@@ -143,7 +142,7 @@ def _header(job: SlurmJob, config: RunConfig) -> str:
         "open-mode": "append",
         "signal": f"B:USR1@{job.warning_seconds}",
     }
-    lines = [f"--{option}={value}" for option, value in options.items() if value]
+    lines = [f"--{option}={shlex.quote(str(value))}" for option, value in options.items() if value]
     lines += ["--requeue", *["--exclusive"] * job.exclusive, *job.sbatch_options]
     title = f"{config.run.name} on {job.nodes} × {job.gpus_per_node} GPUs" if job.gpus_per_node else config.run.name
     return template.HEAD.format(

@@ -60,8 +60,13 @@ code=$(cat "$EXIT_CODE_FILE" 2>/dev/null || echo $code)  # of train.py; torchrun
 """
 
 ENDING = """\
+job_state=$(scontrol show job "$job" -o)
 echo "$(date '+%F %T') job $job: train.py exited with $code"
-if ((code == 138)); then  # saved, and wants to go on
+to_be_continued() {
+    [[ $job_state == *JobState=RUNNING* ]] || return 1  # cancelled, or requeued by SLURM itself
+    ((code == 138)) || { ((code == 143)) && [[ $job_state =~ PreemptTime=[0-9] ]]; }
+}
+if to_be_continued; then
     if [[ $(newest) != "$before" ]]; then
         rm -f "$logs/no_progress"
     elif [[ -e $logs/no_progress ]]; then
@@ -71,7 +76,7 @@ if ((code == 138)); then  # saved, and wants to go on
         touch "$logs/no_progress"
     fi
     trap '' TERM  # it comes with the requeue
-    scontrol requeue "$job" && echo "$(date '+%F %T') job $job requeued" && sleep 60
+    scontrol requeue "$job" && echo "$(date '+%F %T') job $job is requeued" && sleep 60
 fi
 exit $code
 """
