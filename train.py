@@ -73,7 +73,7 @@ def train(command: CommandLine, stream: "Stream", tokenizer: "Tokenizer") -> int
     from engine.build import build_engine, open_held_out
     from engine.checkpoint import RunState, load, save
     from engine.debugging import prepare_debugging
-    from engine.dist import connect, disconnect
+    from engine.dist import connected
     from engine.fault import StopRequest, exit_code
     from engine.monitor import Monitor
     from engine.runs import open_run, run_documents, summary
@@ -82,8 +82,7 @@ def train(command: CommandLine, stream: "Stream", tokenizer: "Tokenizer") -> int
     config, last = command.config, command.config.schedule.steps
     documents = run_documents(config, tokenizer)
     with ExitStack() as closing_up:
-        world = connect(config.engine.communication_timeout)
-        closing_up.push(disconnect)
+        world = closing_up.enter_context(connected(config.engine.communication_timeout))
         say = print if world.is_main else lambda *_: None
         run = open_run(config, documents, world, say)
         state = run.state
@@ -130,12 +129,10 @@ def train(command: CommandLine, stream: "Stream", tokenizer: "Tokenizer") -> int
 
 def check(command: CommandLine, stream: "Stream") -> int:
     """Compare this configuration's first steps with the plain reference. Returns 0 if they agree, else 1."""
-    from engine.dist import connect, disconnect
+    from engine.dist import connected
     from engine.self_check import self_check
 
-    with ExitStack() as closing_up:
-        world = connect(command.config.engine.communication_timeout)
-        closing_up.push(disconnect)
+    with connected(command.config.engine.communication_timeout) as world:
         verdict = self_check(command.config, stream, world)
     return leave(verdict.text, 1 if verdict.failures else 0, world.is_main)
 

@@ -4,7 +4,7 @@ from config.bert_schema import BertConfig
 from config.changes import Difference, compare
 from config.choice import Choice
 from config.derive import Derived, derive
-from config.errors import CheckpointError, ConfigError, DataError, GroundworkError
+from config.errors import CheckpointError, CommunicationError, ConfigError, DataError, GroundworkError
 from config.gpt_schema import GPTConfig
 from config.load import dump_recipe, load_recipe
 from config.schema import RunConfig
@@ -15,6 +15,7 @@ __all__ = [
     "BertConfig",
     "CheckpointError",
     "Choice",
+    "CommunicationError",
     "ConfigError",
     "DataError",
     "Derived",

@@ -12,6 +12,10 @@ class ConfigError(GroundworkError):
     """A recipe, an override, a ds_config or a launcher's setting is wrong."""
 
 
+class CommunicationError(GroundworkError):
+    """A rank, a host or a link does not answer."""
+
+
 class DataError(GroundworkError):
     """A source, a tokenizer, a shard or a manifest is missing or damaged."""
 

@@ -57,6 +57,21 @@ def _slurm_port(environ: Mapping[str, str]) -> str:
     return str(20_000 + (int(environ["SLURM_JOB_ID"]) + int(environ.get("SLURM_STEP_ID", 0))) % 10_000)
 
 
+def device_index(environ: Mapping[str, str], visible: int) -> int:
+    """Which of the `visible` GPUs is this rank's. Raises ConfigError if its node has more ranks than GPUs."""
+    local_rank = int(environ["LOCAL_RANK"])
+    if local_rank < visible:
+        return local_rank
+    if visible == 1 and "SLURM_STEP_ID" in environ:
+        return 0  # under --gpus-per-task each task sees only its own
+    shown = environ.get("CUDA_VISIBLE_DEVICES")
+    raise ConfigError(
+        f"rank {environ['RANK']} has LOCAL_RANK {local_rank}, so its node runs {local_rank + 1} ranks or more, but only {visible} "
+        f"GPU(s) are visible there{'' if shown is None else f' (CUDA_VISIBLE_DEVICES={shown})'}: start at most {visible} rank(s) on "
+        "a node (deepspeed --num_gpus, torchrun --nproc-per-node, srun --ntasks-per-node), or show it more GPUs"
+    )
+
+
 def rank_and_size(environ: Mapping[str, str]) -> tuple[int, int]:
     """Rank of this process and number of ranks, as launched."""
     settled = {**environ, **rendezvous_environment(environ, 0)}

@@ -11,6 +11,7 @@ import torch
 from config.choice import Choice
 from config.derive import Derived
 from config.device import DeviceInfo, cpu_info
+from config.errors import ConfigError
 from config.hardware import by_device_name
 from config.schema import RunConfig
 from engine.dist import gather_objects
@@ -26,8 +27,18 @@ COMPUTE_DTYPE = {
 def device_info(device: torch.device) -> DeviceInfo:
     if device.type == "cpu":
         return cpu_info()
-    capability = torch.cuda.get_device_capability(device)
-    return DeviceInfo("gpu", torch.cuda.get_device_name(device), fast_bf16=capability >= (8, 0), fp16=True)
+    name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+    built_for = [(int(arch[3:-1]), int(arch[-1])) for arch in torch.cuda.get_arch_list() if arch[3:].isdigit()]
+    if built_for and capability < min(built_for):
+        raise ConfigError(
+            f"{name} has compute capability {_version(capability)}, but PyTorch {torch.__version__} was built for "
+            f"{_version(min(built_for))} and newer: install a build for it, or train on the CPU with CUDA_VISIBLE_DEVICES="
+        )
+    return DeviceInfo("gpu", name, fast_bf16=capability >= (8, 0), fp16=True)
+
+
+def _version(capability: tuple[int, ...]) -> str:
+    return ".".join(map(str, capability))
 
 
 def choose_compile(config: RunConfig, derived: Derived, precision: str, info: DeviceInfo, stage: int) -> Choice[bool]:

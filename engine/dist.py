@@ -4,8 +4,10 @@ import functools
 import logging
 import os
 import socket
+import threading
 import warnings
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -15,9 +17,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from config.errors import GroundworkError
-from config.rendezvous import rendezvous_environment
+from config.rendezvous import device_index, rendezvous_environment
+from engine.connection_errors import is_connection_error, lost_connection, rendezvous_error
 
 T = TypeVar("T")
+SLOW_START_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -25,17 +29,39 @@ class World:
     rank: int
     size: int
     device: torch.device
+    hosts: tuple[str, ...]
+    """Of each rank."""
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
 
 
+@contextmanager
+def connected(timeout_seconds: float) -> Iterator[World]:
+    """Join the process group, and leave it at the end if all ranks leave alike; else this would wait for them.
+
+    Raises CommunicationError where another rank, host or link has failed.
+    """
+    world = connect(timeout_seconds)
+    try:
+        yield world
+    except Exception as error:
+        if is_connection_error(error):
+            port = int(os.environ["MASTER_PORT"])
+            raise lost_connection(error, world.rank, world.hosts, timeout_seconds, port) from error
+        if getattr(error, "everywhere", False):
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
+
+
 def connect(timeout_seconds: float, environ: MutableMapping[str, str] = os.environ) -> World:
     """Join the process group and choose the device.
 
     Every group gets `timeout_seconds`, those that ZeRO makes included: DeepSpeed creates them without a time-out,
-    so a lost link would hang far longer than asked.
+    so a lost link would hang far longer than asked. Raises CommunicationError if the ranks do not meet, and ConfigError
+    if there are too few devices.
     """
     environ.update(rendezvous_environment(environ, _free_port()))
     _quiet()
@@ -50,18 +76,33 @@ def connect(timeout_seconds: float, environ: MutableMapping[str, str] = os.envir
     if not isinstance(dist.new_group, functools.partial):
         dist.new_group = functools.partial(dist.new_group, timeout=timeout)
     accelerator = get_accelerator()
-    local_rank = int(environ["LOCAL_RANK"]) % max(accelerator.device_count(), 1)
-    device = torch.device(accelerator.device_name(local_rank))
-    if device.type != "cpu":
-        accelerator.set_device(local_rank)
-    deepspeed.init_distributed(accelerator.communication_backend_name(), timeout=timeout, verbose=False)
-    return World(dist.get_rank(), dist.get_world_size(), device)
+    device = torch.device("cpu")
+    if accelerator.device_name() != "cpu":
+        device = torch.device(accelerator.device_name(device_index(environ, accelerator.device_count())))
+        accelerator.set_device(device.index)
+    try:
+        with _announced_if_slow(environ, timeout_seconds):
+            deepspeed.init_distributed(accelerator.communication_backend_name(), timeout=timeout, verbose=False)
+    except Exception as error:
+        if not is_connection_error(error):
+            raise
+        raise rendezvous_error(error, environ, timeout_seconds) from error
+    return World(dist.get_rank(), dist.get_world_size(), device, tuple(gather_objects(socket.gethostname())))
 
 
-def disconnect(kind: Any = None, error: BaseException | None = None, trace: Any = None) -> None:
-    """Leave the process group; as the exit of a `with`, only if all ranks leave alike: else this would wait for them."""
-    if error is None or getattr(error, "everywhere", False):
-        dist.destroy_process_group()
+@contextmanager
+def _announced_if_slow(environ: Mapping[str, str], timeout_seconds: float) -> Iterator[None]:
+    """One rank of each node says what it waits for."""
+    place = f"{environ['MASTER_ADDR']}:{environ['MASTER_PORT']}"
+    text = f"rank {environ['RANK']} on {socket.gethostname()} waits for all {environ['WORLD_SIZE']} ranks at {place}, up to "
+    timer = threading.Timer(SLOW_START_SECONDS, print, [f"{text}{timeout_seconds:g} s (engine.communication_timeout)"])
+    timer.daemon = True
+    if environ["LOCAL_RANK"] == "0":
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def barrier() -> None:

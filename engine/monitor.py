@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 import time
 from collections import deque
@@ -127,22 +128,28 @@ class ProgressLine:
 
     def live(self, text: str, last: bool = False) -> None:
         if self.terminal:
-            self.stream.write(f"\r\x1b[K{text}")
+            self._write(f"\r\x1b[K{text}")
             self._open = True
         elif last or time.monotonic() - self._last >= PLAIN_LINE_SECONDS:
-            self.stream.write(text + "\n")
+            self._write(text + "\n")
             self._last = time.monotonic()
-        self.stream.flush()
 
     def keep(self, text: str) -> None:
         self.end()
-        self.stream.write(text + "\n")
-        self.stream.flush()
+        self._write(text + "\n")
 
     def end(self) -> None:
         if self._open:
-            self.stream.write("\n")
+            self._write("\n")
             self._open = False
+
+    def _write(self, text: str) -> None:
+        """A screen that is gone, because its ssh has ended, must not end the run before it has saved."""
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
 
 def forget_after(path: Path, step: int) -> None:

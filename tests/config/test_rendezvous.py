@@ -3,7 +3,7 @@
 import pytest
 
 from config import ConfigError
-from config.rendezvous import first_host, rank_and_size, rendezvous_environment
+from config.rendezvous import device_index, first_host, rank_and_size, rendezvous_environment
 
 ADDRESS = {"MASTER_ADDR": "node1", "MASTER_PORT": "20123"}
 
@@ -60,3 +60,13 @@ def test_half_a_rendezvous_is_refused():
         rank_and_size({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "node1"})
     with pytest.raises(ConfigError, match="LOCAL_RANK is not"):
         rank_and_size({"RANK": "1", "WORLD_SIZE": "2", **ADDRESS})
+
+
+def test_each_rank_of_a_node_has_a_gpu_of_its_own():
+    rank = {"RANK": "9", "LOCAL_RANK": "1"}
+    assert device_index(rank, 8) == 1
+    assert device_index({**rank, "SLURM_STEP_ID": "0"}, 1) == 0  # under --gpus-per-task
+    with pytest.raises(
+        ConfigError, match=r"LOCAL_RANK 1, so its node runs 2 ranks .* only 1 GPU.*CUDA_VISIBLE_DEVICES=3"
+    ):
+        device_index({**rank, "CUDA_VISIBLE_DEVICES": "3"}, 1)

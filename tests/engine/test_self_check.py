@@ -1,5 +1,7 @@
 """The self-check passes what is right in every precision and at every stage, and fails what is broken."""
 
+from contextlib import nullcontext
+
 import pytest
 
 import train
@@ -75,7 +77,7 @@ def test_the_exit_code_is_the_verdict(recipe, monkeypatch, failures, code):
     from config import load_recipe
 
     monkeypatch.setattr("engine.self_check.self_check", lambda *_: Verdict("verdict", failures))
-    monkeypatch.setattr("engine.dist.connect", lambda *_: type("World", (), {"is_main": True})())
-    monkeypatch.setattr("engine.dist.disconnect", lambda *_: None)
+    world = type("World", (), {"is_main": True})()
+    monkeypatch.setattr("engine.dist.connected", lambda *_: nullcontext(world))
     command = CommandLine(load_recipe(str(recipe), []), str(recipe), debug=False, self_check=True)
     assert train.check(command, stream=None) == code
