@@ -5,12 +5,13 @@ import sys
 from types import ModuleType
 
 from config import GroundworkError
-from launch import accelerate_config, doctor, slurm_cancel, slurm_logs, slurm_status, slurm_submit
+from launch import accelerate_config, doctor, hostfile, slurm_cancel, slurm_logs, slurm_status, slurm_submit
 
 COMMANDS: dict[str, ModuleType] = {
     "accelerate": accelerate_config,
     "cancel": slurm_cancel,
     "doctor": doctor,
+    "hostfile": hostfile,
     "logs": slurm_logs,
     "slurm": slurm_submit,
     "status": slurm_status,

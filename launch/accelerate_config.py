@@ -69,10 +69,11 @@ def accelerate_config(
         raise ConfigError(f"{nodes} nodes with {gpus_per_node} processes each: a run has at least one of both")
     if mixed_precision == "fp8":
         raise ConfigError(FP8)
+    path = Path(ds_config)
     stage = read_ds_config(ds_config).stage
     values: dict[str, Any] = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "DEEPSPEED"}
-    deepspeed = {"deepspeed_config_file": display_path(find_ds_config(ds_config))}
-    lines = [comment or _title(nodes, gpus_per_node, cpu, f"{Path(ds_config).stem} (ZeRO stage {stage})")]
+    deepspeed = {"deepspeed_config_file": str(path) if path.is_absolute() else display_path(find_ds_config(ds_config))}
+    lines = [comment or _title(nodes, gpus_per_node, cpu, f"{path.stem} (ZeRO stage {stage})")]
     if cpu:
         lines += CPU
         values |= {"use_cpu": True, "gpu_ids": ""}
