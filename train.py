@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
     except Answered as answer:
         return leave(str(answer), 0, is_main)
     except GroundworkError as error:
-        return leave(f"error: {error}", 2, is_main)
+        return leave(f"error: {error}", 2, is_main or error.alone)
     try:
         return check(command, stream) if command.self_check else train(command, stream, tokenizer)
     except (GroundworkError, OSError) as error:

@@ -1,5 +1,6 @@
 """The global batch over a run: a function of the stream's cursor, so that a resumed run goes on with the same steps."""
 
+from bisect import bisect_right
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -8,10 +9,8 @@ if TYPE_CHECKING:
 
 def batch_size_at(batch: "BatchSection", cursor: int, tokens_per_row: int) -> int:
     """Rows of the step that starts at global sample `cursor`."""
-    for phase in batch.ramp:
-        if cursor * tokens_per_row < phase.until_tokens:
-            return phase.global_batch_size
-    return batch.global_batch_size
+    phase = bisect_right(batch.ramp, cursor * tokens_per_row, key=lambda phase: phase.until_tokens)
+    return batch.ramp[phase].global_batch_size if phase < len(batch.ramp) else batch.global_batch_size
 
 
 def rows_after(batch: "BatchSection", steps: int, tokens_per_row: int) -> int:

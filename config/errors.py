@@ -6,6 +6,8 @@ class GroundworkError(Exception):
 
     everywhere = False
     """Raised on every rank alike, so that one of them speaks for all."""
+    alone = False
+    """Raised before the ranks are connected, and perhaps on this rank only, so that it speaks itself."""
 
 
 class ConfigError(GroundworkError):

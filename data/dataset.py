@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from config import DataError
 from data.manifest import Manifest, ShardEntry, Split
 from data.shard import PREPARE_AGAIN, Shard
 from data.tokenizer import TOKENIZER_NAME, Tokenizer
-
-MOST_OPEN_FILES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,13 @@ class Dataset:
         return sum(map(len, self.shards))
 
 
-def open_dataset(folder: Path | str, split: Split = "train") -> Dataset:
+def open_dataset(folder: Path | str, split: Split = "train", *, rank: int = 0, world_size: int = 1) -> Dataset:
     """Open a split of the folder that `python -m data prepare` wrote.
 
-    Raises DataError if the folder, its manifest or a shard is missing, the split is empty, or a shard has another size
-    than the manifest says.
+    Ranks share the looking at files: each compares every `world_size`-th shard with the manifest, so that a thousand of
+    them do not ask a shared file system for ten thousand files each at the same moment.
+    Raises DataError if the folder, its manifest or a shard of this rank's share is missing, the split is empty, or a shard
+    has another size than the manifest says. A shard that this rank alone lacks is found when it is first read.
     """
     folder = Path(folder)
     manifest = Manifest.load(folder)
@@ -40,8 +42,14 @@ def open_dataset(folder: Path | str, split: Split = "train") -> Dataset:
             "prepare again with another --split-valid or with more documents"
             + ("; or turn validation off: validation.every_steps=0" if split == "valid" else "")
         )
-    _allow_open_files()
-    return Dataset(folder, manifest, tuple(_open_shard(folder, manifest, entry) for entry in entries), split)
+    shards = tuple(_described(folder, manifest, entry) for entry in entries)
+    try:
+        for shard in shards[rank::world_size]:
+            _compare(Shard.open(shard.prefix), shard)
+    except DataError as error:
+        error.alone = world_size > 1
+        raise
+    return Dataset(folder, manifest, shards, split)
 
 
 def load_tokenizer(folder: Path | str) -> Tokenizer:
@@ -57,22 +65,13 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
     return tokenizer
 
 
-def _open_shard(folder: Path, manifest: Manifest, entry: ShardEntry) -> Shard:
-    shard = Shard.open(folder / entry.name)
-    found = (shard.dtype.name, len(shard), shard.document_count)
-    expected = (manifest.dtype, entry.tokens, entry.documents)
-    if found != expected:
+def _described(folder: Path, manifest: Manifest, entry: ShardEntry) -> Shard:
+    return Shard(folder / entry.name, np.dtype(manifest.dtype), entry.tokens, entry.documents)
+
+
+def _compare(found: Shard, expected: Shard) -> None:
+    there, here = ((shard.dtype.name, len(shard), shard.document_count) for shard in (found, expected))
+    if there != here:
         raise DataError(
-            f"{shard.prefix}.idx: (type, tokens, documents) {found}, but manifest.json says {expected}; {PREPARE_AGAIN}"
+            f"{found.prefix}.idx: (type, tokens, documents) {there}, but manifest.json says {here}; {PREPARE_AGAIN}"
         )
-    return shard
-
-
-def _allow_open_files() -> None:
-    """Raise the soft limit on open files to the hard one: each mapped `.bin` and `.idx` holds one descriptor."""
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_OPEN_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

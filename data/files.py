@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 TEMPORARY = ".tmp"
+MOST_OPEN_FILES = 1 << 17
 
 
 @contextmanager
@@ -29,6 +30,17 @@ def write_atomically(path: Path, content: str) -> None:
     """Write a text file so that a reader, or a crash, sees the old content or the new, never a part."""
     with atomic_file(path) as file:
         file.write(content.encode())
+
+
+def most_open_files() -> int:
+    """How many files this process may have open, after raising its soft limit to the hard one."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limits = [limit for limit in (hard, MOST_OPEN_FILES) if limit != resource.RLIM_INFINITY]
+    if soft != resource.RLIM_INFINITY and soft < min(limits):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(limits), hard))
+    return min(limits)
 
 
 def sync_folder(folder: Path) -> None:

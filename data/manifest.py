@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ MANIFEST_NAME = "manifest.json"
 PARTIAL = ".partial"
 """Folder of a preparation's finished units, inside the dataset's."""
 BLOCK_BYTES = 4 << 20
+MOST_BLOCKS = 64
 
 Split = Literal["train", "valid"]
 SPLITS: tuple[Split, ...] = ("train", "valid")
@@ -39,21 +40,24 @@ class ShardEntry(Record):
     """Size of the `.bin` file."""
     block_bytes: int
     block_checksums: tuple[str, ...]
-    """One per block of `block_bytes` of the `.bin` file; the last block may be short."""
+    """One per block of `block_bytes` of the `.bin` file; the last block may be short. A large shard has larger blocks,
+    not more than 64 of them, so that the manifest of any corpus is small."""
     idx_checksum: str
 
     @classmethod
     def of(cls, prefix: Path, text_bytes: int) -> "ShardEntry":
         """Describe a finished shard by reading it back."""
         shard = Shard.open(prefix)
+        size = len(shard) * shard.dtype.itemsize
+        block_bytes = BLOCK_BYTES * max(1, -(-size // (BLOCK_BYTES * MOST_BLOCKS)))
         return cls(
             name=prefix.name,
             tokens=len(shard),
             documents=shard.document_count,
             text_bytes=text_bytes,
-            bytes=len(shard) * shard.dtype.itemsize,
-            block_bytes=BLOCK_BYTES,
-            block_checksums=tuple(block_checksums(Path(f"{prefix}.bin"), BLOCK_BYTES)),
+            bytes=size,
+            block_bytes=block_bytes,
+            block_checksums=tuple(block_checksums(Path(f"{prefix}.bin"), block_bytes)),
             idx_checksum=checksum(Path(f"{prefix}.idx").read_bytes()),
         )
 
@@ -104,7 +108,7 @@ class Manifest(Record):
 
     @classmethod
     def load(cls, folder: Path) -> "Manifest":
-        """Read `manifest.json`. Raises DataError if there is none or it cannot be read."""
+        """Read `manifest.json`, once unless it changes. Raises DataError if there is none or it cannot be read."""
         path = Path(folder) / MANIFEST_NAME
         if not Path(folder).is_dir():
             raise DataError(f"{folder}: no such folder; make it with: python -m data prepare SOURCE... --out {folder}")
@@ -113,16 +117,23 @@ class Manifest(Record):
                 f"{folder}: not a finished dataset (no {MANIFEST_NAME}); "
                 f"make or continue it with: python -m data prepare SOURCE... --out {folder}"
             )
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the file"
-            raise DataError(f"{path}: damaged or of another version: {where}: {first['msg']}") from error
+        status = path.stat()
+        return _read(path, (status.st_ino, status.st_size, status.st_mtime_ns))
 
     def save(self, folder: Path) -> None:
         """Write `manifest.json` atomically."""
         write_atomically(Path(folder) / MANIFEST_NAME, self.model_dump_json(indent=1) + "\n")
+
+
+@lru_cache(maxsize=1024)
+def _read(path: Path, identity: tuple[int, int, int]) -> Manifest:
+    """`identity` (inode, size, time of change) is another one after each `save`."""
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise DataError(f"{path}: damaged or of another version: {where}: {first['msg']}") from error
 
 
 def canonical_json(content: Any) -> str:

@@ -7,7 +7,8 @@ first token and up to T at the end are never predicted.
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from copy import copy
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +18,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from config import DataError
+from data.files import most_open_files
 from data.manifest import Split
 
 
@@ -28,13 +30,22 @@ class TokenFile(Protocol):
         """Path without `.bin`."""
 
     @property
+    def token_count(self) -> int: ...
+
+    @property
+    def document_count(self) -> int: ...
+
+    @property
     def tokens(self) -> NDArray[np.integer]:
-        """All token ids, 1-D."""
+        """All token ids, 1-D; a mapped file, as pointers are."""
 
     @property
     def pointers(self) -> NDArray[np.int64]:
         """Byte position of each document, ascending. May be unaligned, so that only single elements are cheap."""
 
+
+MOST_SHARDS_MAPPED = 1 << 14
+"""Of the 65,530 maps that Linux gives a process: two for each shard."""
 
 REMEDIES = {
     "train": "prepare more text",
@@ -54,14 +65,15 @@ class Rows:
     ) -> None:
         self.row_length = row_length
         self.vocab_size = vocab_size
-        self._shards = [shard for shards in datasets for shard in shards]
-        self._tokens = [np.asarray(shard.tokens) for shard in self._shards]
-        self._windows = [_windows(tokens, row_length + 1) for tokens in self._tokens]
-        lengths = np.array([tokens.size for tokens in self._tokens], np.int64)
-        self._shard_start = np.cumsum(lengths) - lengths
-        tokens_K = np.array([sum(shard.tokens.size for shard in shards) for shards in datasets], np.int64)
-        shards_K = [len(shards) for shards in datasets]
-        self._shards_of_K = [range(end - count, end) for count, end in zip(shards_K, accumulate(shards_K), strict=True)]
+        shards = [shard for shards in datasets for shard in shards]
+        self._shards = shards
+        # A copy of a shard keeps what it maps, and is dropped when others need the place: an eighth of the open files.
+        most_mapped = min(MOST_SHARDS_MAPPED, most_open_files() // 8)
+        self._opened = lru_cache(most_mapped)(lambda number: copy(shards[number]))
+        self._tokens_of = np.array([shard.token_count for shard in shards], np.int64)
+        self._shard_start = np.cumsum(self._tokens_of) - self._tokens_of
+        self._first_shard_K = [0, *accumulate(map(len, datasets))]
+        tokens_K = np.add.reduceat(self._tokens_of, self._first_shard_K[:-1])
         self._dataset_start_K = np.cumsum(tokens_K) - tokens_K
         self.count_K = (tokens_K - 1) // row_length
         """Rows of each dataset."""
@@ -85,9 +97,9 @@ class Rows:
         Raises DataError at a token id outside the model's vocabulary.
         """
         shards, begins = address_N2.T.tolist()
-        windows = self._windows[shards[0]]
-        if len(set(shards)) == 1 and max(begins) < len(windows):
-            token_NS = windows[address_N2[:, 1]]
+        span = self.row_length + 1
+        if len(set(shards)) == 1 and max(begins) + span <= self._tokens_of[shards[0]]:
+            token_NS = _windows(self._opened(shards[0]).tokens, span)[address_N2[:, 1]]
         else:
             spans = [self._span(shard, begin) for shard, begin in zip(shards, begins, strict=True)]
             token_NS = np.concatenate(spans).reshape(len(spans), -1)
@@ -97,7 +109,7 @@ class Rows:
 
     def read_part(self, shard: int, begin: int, end: int) -> NDArray[np.int64]:
         """Token ids of a shard from `begin` to `end`. Raises DataError at one outside the model's vocabulary."""
-        token_N = self._tokens[shard][begin:end]
+        token_N = self._opened(shard).tokens[begin:end]
         if token_N.size and self._is_outside_vocabulary(token_N):
             raise self._outside_vocabulary_at(shard, begin, end)
         return token_N.astype(np.int64)
@@ -105,21 +117,20 @@ class Rows:
     def document_at(self, shard: int, place: int) -> tuple[int, int, int]:
         """Shard, number in it and place there of the document that holds a token. The place is counted from the start of
         `shard` and may lie in a later one."""
-        while place >= self._tokens[shard].size:
-            shard, place = shard + 1, place - self._tokens[shard].size
-        number = bisect_right(self._shards[shard].pointers, place * self._tokens[shard].itemsize) - 1
-        return shard, number, place
+        while place >= self._tokens_of[shard]:
+            shard, place = shard + 1, place - int(self._tokens_of[shard])
+        opened = self._opened(shard)
+        return shard, bisect_right(opened.pointers, place * opened.tokens.itemsize) - 1, place
 
     def document_bounds(self, shard: int, number: int) -> tuple[int, int]:
         """First token of a document in its shard, and the one after its last."""
-        pointers, itemsize = self._shards[shard].pointers, self._tokens[shard].itemsize
-        end = int(pointers[number + 1]) // itemsize if number + 1 < len(pointers) else self._tokens[shard].size
-        return int(pointers[number]) // itemsize, end
+        pointers, tokens = self._opened(shard).pointers, self._opened(shard).tokens
+        end = int(pointers[number + 1]) // tokens.itemsize if number + 1 < len(pointers) else tokens.size
+        return int(pointers[number]) // tokens.itemsize, end
 
     def documents_beside(self, shard: int) -> range:
         """Numbers of all documents of the shard's dataset, counted through all shards."""
-        shards = next(shards for shards in self._shards_of_K if shard in shards)
-        return range(self._documents_before[shards.start], self._documents_before[shards.stop])
+        return self._documents_of(bisect_right(self._first_shard_K, shard) - 1)
 
     def document_number(self, shard: int, number: int) -> int:
         """Number of a shard's document, counted through all shards."""
@@ -133,12 +144,16 @@ class Rows:
     @property
     def documents_K(self) -> list[int]:
         """Documents of each dataset."""
-        return [len(self.documents_beside(shards.start)) for shards in self._shards_of_K]
+        return [len(self._documents_of(dataset)) for dataset in range(len(self.count_K))]
+
+    def _documents_of(self, dataset: int) -> range:
+        first, end = self._first_shard_K[dataset : dataset + 2]
+        return range(self._documents_before[first], self._documents_before[end])
 
     @cached_property
     def _documents_before(self) -> list[int]:
         """Documents in all shards before each, and in all of them."""
-        return [0, *accumulate(len(shard.pointers) for shard in self._shards)]
+        return [0, *accumulate(shard.document_count for shard in self._shards)]
 
     def _is_outside_vocabulary(self, tokens: NDArray[np.integer]) -> bool:
         return bool(tokens.view(f"u{tokens.itemsize}").max() >= self.vocab_size)  # -1, read as unsigned, is huge
@@ -149,7 +164,7 @@ class Rows:
         place = 0
         for row_shard, row_begin in address_N2.tolist():
             for shard, begin, end in self._pieces(row_shard, row_begin + 1, self.row_length):
-                pointers, itemsize = self._shards[shard].pointers, self._tokens[shard].itemsize
+                pointers, itemsize = self._opened(shard).pointers, self._opened(shard).tokens.itemsize
                 low = bisect_left(pointers, begin * itemsize)
                 high = bisect_left(pointers, end * itemsize, low)
                 starts += [pointer // itemsize - begin + place for pointer in pointers[low:high].tolist()]
@@ -157,15 +172,14 @@ class Rows:
         return np.array(starts, np.int64)
 
     def _span(self, shard: int, begin: int) -> NDArray[np.integer]:
-        if begin < len(self._windows[shard]):
-            return self._windows[shard][begin]
         pieces = self._pieces(shard, begin, self.row_length + 1)
-        return np.concatenate([self._tokens[piece][first:end] for piece, first, end in pieces])
+        runs = [self._opened(piece).tokens[first:end] for piece, first, end in pieces]
+        return runs[0] if len(runs) == 1 else np.concatenate(runs)
 
     def _pieces(self, shard: int, begin: int, count: int) -> Iterator[tuple[int, int, int]]:
         """(shard, begin, end) of the runs that make up `count` tokens: one, or more where shards meet."""
         while count:
-            end = min(begin + count, self._tokens[shard].size)
+            end = min(begin + count, int(self._tokens_of[shard]))
             yield shard, begin, end
             count -= end - begin
             shard, begin = shard + 1, 0
@@ -174,12 +188,12 @@ class Rows:
         """The message for the first token id that the model has no embedding for."""
         for row_shard, row_begin in address_N2.tolist():
             for shard, begin, end in self._pieces(row_shard, row_begin, self.row_length + 1):
-                if self._is_outside_vocabulary(self._tokens[shard][begin:end]):
+                if self._is_outside_vocabulary(self._opened(shard).tokens[begin:end]):
                     return self._outside_vocabulary_at(shard, begin, end)
         raise AssertionError("no token id is outside the vocabulary")
 
     def _outside_vocabulary_at(self, shard: int, begin: int, end: int) -> DataError:
-        tokens = self._tokens[shard][begin:end].astype(np.int64)
+        tokens = self._opened(shard).tokens[begin:end].astype(np.int64)
         wrong = np.flatnonzero((tokens < 0) | (tokens >= self.vocab_size))
         return DataError(
             f"{self._shards[shard].prefix}.bin: token id {tokens[wrong[0]]:,} at position {begin + wrong[0]:,}, but "

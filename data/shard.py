@@ -5,6 +5,8 @@
 i64[S] byte positions in `.bin` and i64[D] document bounds. One document is one sequence here, so D = S + 1.
 """
 
+import io
+import os
 import struct
 from array import array
 from collections.abc import Sequence
@@ -13,7 +15,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
 
 import numpy as np
 
@@ -49,14 +50,13 @@ class Shard:
         Raises DataError that names the file, both byte counts and the fix.
         """
         idx, bin_ = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
-        sequences, bounds, dtype, token_bytes = _read_index(idx)
-        if not bin_.is_file():
-            raise DataError(f"{bin_}: missing, though {idx.name} lies beside it; {PREPARE_AGAIN}")
-        if bin_.stat().st_size != token_bytes:
-            raise DataError(
-                f"{bin_}: {bin_.stat().st_size:,} bytes, but {idx.name} says {token_bytes:,}; {PREPARE_AGAIN}"
-            )
-        assert bounds == sequences + 1
+        sequences, dtype, token_bytes = _read_index(idx)
+        try:
+            found = bin_.stat().st_size
+        except FileNotFoundError:
+            raise DataError(f"{bin_}: missing, though {idx.name} lies beside it; {PREPARE_AGAIN}") from None
+        if found != token_bytes:
+            raise DataError(f"{bin_}: {found:,} bytes, but {idx.name} says {token_bytes:,}; {PREPARE_AGAIN}")
         return cls(Path(prefix), dtype, token_bytes // dtype.itemsize, sequences)
 
     def __len__(self) -> int:
@@ -66,7 +66,7 @@ class Shard:
     @cached_property
     def tokens(self) -> np.ndarray:
         """All token ids of the shard, 1-D; a view of the mapped file, so a slice reads only its own pages."""
-        return np.asarray(np.memmap(f"{self.prefix}.bin", dtype=self.dtype, mode="r"))
+        return _mapped(f"{self.prefix}.bin", self.token_count * self.dtype.itemsize).view(self.dtype)
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -83,7 +83,7 @@ class Shard:
 
     @cached_property
     def _index_bytes(self) -> np.ndarray:
-        return np.asarray(np.memmap(f"{self.prefix}.idx", dtype=np.uint8, mode="r", offset=HEADER.size))
+        return _mapped(f"{self.prefix}.idx", _index_size(self.document_count))[HEADER.size :]
 
     def document(self, number: int) -> np.ndarray:
         """Token ids of one document, its end-of-document token included."""
@@ -91,12 +91,31 @@ class Shard:
         return self.tokens[start : start + int(self.lengths[number])]
 
 
-def _read_index(idx: Path) -> tuple[int, int, np.dtype, int]:
-    """Sequences, document bounds, token type and the bytes that `.bin` must have."""
-    if not idx.is_file():
-        raise DataError(f"{idx}: no such shard index; {PREPARE_AGAIN}")
-    size = idx.stat().st_size
-    with open(idx, "rb") as file:
+def _mapped(path: str, size: int) -> np.ndarray:
+    """The bytes of a file. Raises DataError if it is missing or has another size."""
+    try:
+        content = np.asarray(np.memmap(path, np.uint8, "r"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file, though manifest.json names it; {PREPARE_AGAIN}") from None
+    except ValueError:  # it is empty
+        content = np.empty(0, np.uint8)
+    if content.size != size:
+        raise DataError(f"{path}: {content.size:,} bytes, but manifest.json says {size:,}; {PREPARE_AGAIN}")
+    return content
+
+
+def _index_size(sequences: int) -> int:
+    return HEADER.size + 12 * sequences + 8 * (sequences + 1)
+
+
+def _read_index(idx: Path) -> tuple[int, np.dtype, int]:
+    """Sequences, token type and the bytes that `.bin` must have, in one opening of the file."""
+    try:
+        file = open(idx, "rb", buffering=0)  # noqa: SIM115 (closed below)
+    except FileNotFoundError:
+        raise DataError(f"{idx}: no such shard index; {PREPARE_AGAIN}") from None
+    with file:
+        size = os.fstat(file.fileno()).st_size
         if size < HEADER.size:
             raise DataError(f"{idx}: {size:,} bytes, but the header alone has {HEADER.size}; {PREPARE_AGAIN}")
         magic, version, code, sequences, bounds = HEADER.unpack(file.read(HEADER.size))
@@ -114,10 +133,10 @@ def _read_index(idx: Path) -> tuple[int, int, np.dtype, int]:
         dtype = np.dtype(DTYPES[code])
         last_length = _read_at(file, "<i", HEADER.size + 4 * (sequences - 1))
         last_pointer = _read_at(file, "<q", HEADER.size + 12 * sequences - 8)
-    return sequences, bounds, dtype, last_pointer + last_length * dtype.itemsize
+    return sequences, dtype, last_pointer + last_length * dtype.itemsize
 
 
-def _read_at(file: BinaryIO, layout: str, position: int) -> int:
+def _read_at(file: io.FileIO, layout: str, position: int) -> int:
     file.seek(position)
     return struct.unpack(layout, file.read(struct.calcsize(layout)))[0]
 

@@ -4,7 +4,7 @@ The row of global sample g is a pure function of (seed, manifests, mixture, g), 
 integer, the cursor. Ranks, micro-batches and threads only slice the global batch.
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +42,7 @@ class Stream:
     def __init__(
         self,
         rows: Rows,
-        orders: Sequence[Order],
+        order: Order,
         mixture: Mixture,
         *,
         global_batch_size: int | Callable[[Cursor], int],
@@ -52,10 +52,10 @@ class Stream:
         collate: Collate | None = None,
         prefetch_steps: int = 0,
     ) -> None:
-        """`collate` makes the batches; plain causal rows without one."""
+        """`order` is of all datasets of `rows`. `collate` makes the batches; plain causal rows without one."""
         assert 0 <= rank < world_size
         self._rows = rows
-        self._orders = orders
+        self._order = order
         self._mixture = mixture
         self._size_at = global_batch_size if callable(global_batch_size) else lambda cursor: global_batch_size
         self._micro_batch_size = micro_batch_size
@@ -66,11 +66,7 @@ class Stream:
     def locate(self, sample_N: NDArray[np.int64]) -> NDArray[np.int64]:
         """Addresses [N, 2] of the rows that global samples train on."""
         dataset_N, index_N = self._mixture.pick(sample_N)
-        row_N = np.empty_like(index_N)
-        for dataset in np.unique(dataset_N):
-            here = dataset_N == dataset
-            row_N[here] = self._orders[dataset](index_N[here])
-        return self._rows.locate(dataset_N, row_N)
+        return self._rows.locate(dataset_N, self._order.of(dataset_N)(index_N))
 
     def step(self, cursor: Cursor) -> Step:
         """The step at a cursor."""
@@ -121,19 +117,18 @@ def open_stream(
     Raises DataError if a dataset is missing, damaged, shorter than one row, or tokenised otherwise than the first;
     ConfigError if the mixture cannot be blended.
     """
-    datasets = open_datasets(data, "train")
+    datasets = open_datasets(data, "train", rank, world_size)
     text = row_shape(objective, data.row_length).text
     rows = Rows([dataset.shards for dataset in datasets], text, vocab_size)
     keys = [derive_key(seed, dataset.manifest.hash, number) for number, dataset in enumerate(datasets)]
-    orders = [
-        Order(count, key, data.shuffle, data.shuffle_block_rows, data.shuffle_window_blocks)
-        for count, key in zip(rows.count_K.tolist(), keys, strict=True)
-    ]
+    order = Order(
+        rows.count_K, np.array(keys, np.uint64), data.shuffle, data.shuffle_block_rows, data.shuffle_window_blocks
+    )
     phases = [Phase(0, [dataset.weight for dataset in data.datasets])]
     phases += [Phase(-(-phase.from_tokens // text), phase.weights) for phase in data.mixture_schedule]
     return Stream(
         rows,
-        orders,
+        order,
         Mixture(phases),
         global_batch_size=lambda cursor: batch_size_at(batch, cursor, text),
         micro_batch_size=batch.micro_batch_size,
@@ -144,9 +139,12 @@ def open_stream(
     )
 
 
-def open_datasets(data: DataSection, split: Split) -> list[Dataset]:
-    """A split of each dataset of the mixture. Raises DataError if one is missing or tokenised otherwise than the first."""
-    datasets = [open_dataset(dataset.path, split) for dataset in data.datasets]
+def open_datasets(data: DataSection, split: Split, rank: int, world_size: int) -> list[Dataset]:
+    """A split of each dataset of the mixture; ranks share the looking at files as in `open_dataset`.
+
+    Raises DataError if one is missing or tokenised otherwise than the first.
+    """
+    datasets = [open_dataset(dataset.path, split, rank=rank, world_size=world_size) for dataset in data.datasets]
     first = datasets[0]
     for dataset in datasets[1:]:
         fingerprints = [one.manifest.tokenizer_fingerprint for one in (first, dataset)]

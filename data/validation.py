@@ -30,7 +30,7 @@ def open_validation(
     A split with fewer rows than its share gives all it has. Neither the rows nor what the objective draws depend on the
     run's seed. Raises as `open_stream`.
     """
-    datasets = open_datasets(data, "valid")
+    datasets = open_datasets(data, "valid", rank, world_size)
     text = row_shape(objective, data.row_length).text
     table = Rows([dataset.shards for dataset in datasets], text, vocab_size, "valid")
     shares = Blend([dataset.weight for dataset in data.datasets]).counts(rows)

@@ -20,7 +20,7 @@ from typing import Any
 import xxhash
 
 from config.errors import CheckpointError
-from engine.dist import World, barrier, from_main, gather_objects, together
+from engine.dist import World, barrier, first_report, from_main, gather_to_main, together
 from engine.state import FRAGMENTS, engine_facts, read_fragments, sync, write_fragments
 
 MANIFEST, STATE, LATEST = "manifest.json", "state.json", "latest"
@@ -50,7 +50,7 @@ def save(folder: Path, engine: Any, state: RunState, documents: dict[str, str], 
     texts = {**documents, STATE: json.dumps({"run": asdict(state), "engine": facts}, indent=1)}
     together(lambda: _start(temporary, facts) if world.is_main else None, world)
     written = together(lambda: _write_share(temporary, engine, world), world)
-    files = {name: entry for share in gather_objects(written) for name, entry in share.items()}
+    files = {name: entry for share in gather_to_main(written, world) for name, entry in share.items()}
     manifest = {"version": 1, "step": state.step, "world_size": world.size, "files": files}
     together(lambda: _commit(temporary, final, manifest, texts, keep_last) if world.is_main else None, world)
     return final
@@ -59,7 +59,7 @@ def save(folder: Path, engine: Any, state: RunState, documents: dict[str, str], 
 def load(folder: Path, engine: Any, world: World) -> RunState:
     """Fill the engine from the committed checkpoint `folder`; returns where the run stood."""
     saved = json.loads((folder / STATE).read_text())
-    read_fragments(folder, engine, saved["engine"], world.rank)
+    read_fragments(folder, engine, saved["engine"], world.rank, world.size)
     barrier()
     return RunState(**saved["run"])
 
@@ -71,10 +71,10 @@ def newest_intact(folder: Path, world: World, report: Callable[[str], None]) -> 
     """
     names = from_main(committed(folder) if world.is_main else None)
     for name in reversed(names):
-        problems = [p for p in gather_objects(damage(folder / name, world.rank, world.size)) if p]
-        if not problems:
+        problem = first_report(damage(folder / name, world.rank, world.size), world)
+        if problem is None:
             return folder / name
-        report(f"checkpoint {folder / name} is damaged and skipped: {problems[0]}")
+        report(f"checkpoint {folder / name} is damaged and skipped: {problem}")
     return None
 
 

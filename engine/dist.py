@@ -155,16 +155,22 @@ def together(action: Callable[[], T], world: World) -> T:
     error: Exception | None = None
     try:
         result = action()
-    except Exception as failure:
-        error = failure
-    report = error and (type(error), _in_words(error, world.rank))
-    failed = [report for report in gather_objects(report) if report]
-    if not failed:
+    except Exception as raised:
+        error = raised
+    failure = first_report((type(error), _in_words(error, world.rank)) if error else None, world)
+    if failure is None:
         return result
     if error is not None and not isinstance(error, GroundworkError | OSError):
         raise error
-    kind, message = failed[0]
+    kind, message = failure
     raise everywhere(kind(message) if issubclass(kind, GroundworkError) else GroundworkError(message))
+
+
+def first_report(report: T | None, world: World) -> T | None:
+    """The report of the first rank that has one, on every rank. While none has, the ranks exchange one number."""
+    if not all_max(int(report is not None), world.device):
+        return None
+    return next(found for found in gather_objects(report) if found is not None)
 
 
 def everywhere(error: GroundworkError) -> GroundworkError:
@@ -185,6 +191,13 @@ def gather_objects(value: Any) -> list[Any]:
     """Every rank's `value`, in rank order, on every rank."""
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
+    return values
+
+
+def gather_to_main(value: Any, world: World) -> list[Any]:
+    """Every rank's `value`, in rank order, on rank 0; nothing elsewhere."""
+    values: list[Any] = [None] * world.size if world.is_main else []
+    dist.gather_object(value, values if world.is_main else None)
     return values
 
 

@@ -57,13 +57,13 @@ def engine_facts(engine: Any) -> dict[str, Any]:
     }
 
 
-def read_fragments(folder: Path, engine: Any, facts: dict[str, Any], rank: int) -> None:
+def read_fragments(folder: Path, engine: Any, facts: dict[str, Any], rank: int, world_size: int) -> None:
     """Fill weights and optimiser state from a checkpoint written at any number of ranks and any ZeRO stage.
 
     Raises CheckpointError if it belongs to another model.
     """
     check_shapes(folder, facts["shapes"], parameter_shapes(engine))
-    index = FragmentIndex(folder / FRAGMENTS, first=_rank_file(rank))
+    index = FragmentIndex(folder / FRAGMENTS, near=(rank + 0.5) / world_size)
     optimizer = base_optimizer(engine)
     for fragment in fragments(engine):
         index.read(WEIGHT, fragment, fragment.owner)
@@ -122,13 +122,16 @@ class Piece:
 class FragmentIndex:
     """Which file holds which elements, from the files' own headers.
 
-    Files are opened when they are needed, this rank's own one first: at the topology of the save it is the only one.
+    Files are opened when they are needed, those of ranks whose shards lie where this rank's do first: at the topology of
+    the save one file is enough, and on half the ranks two are.
     """
 
-    def __init__(self, folder: Path, first: str = ""):
+    def __init__(self, folder: Path, near: float = 0.0):
+        """`near` is the place of this rank among all, from 0 to 1."""
         self.folder = folder
-        paths = sorted(folder.glob("*.safetensors"), key=lambda path: (path.name != first, path.name))
-        self._unopened = iter(paths)
+        paths = sorted(folder.glob("*.safetensors"))
+        nearest = sorted(range(len(paths)), key=lambda number: abs(number + 0.5 - near * len(paths)))
+        self._unopened = (paths[number] for number in nearest)
         self._pieces: dict[tuple[str, str], list[Piece]] = defaultdict(list)
 
     def read(self, kind: str, fragment: Fragment, flat: Tensor) -> None:

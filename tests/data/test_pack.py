@@ -18,7 +18,8 @@ def make_shard(lengths, dtype=np.uint16, first=0):
     tokens = np.arange(first, first + sum(lengths)).astype(dtype)
     starts = np.cumsum([0, *lengths[:-1]]) * tokens.itemsize
     pointers = np.frombuffer(b"\0" * 3 + starts.astype("<i8").tobytes(), np.uint8)[3:].view("<i8")
-    return SimpleNamespace(prefix=Path("corpus/shard"), tokens=tokens, pointers=pointers)
+    counts = {"token_count": len(tokens), "document_count": len(lengths)}
+    return SimpleNamespace(prefix=Path("corpus/shard"), tokens=tokens, pointers=pointers, **counts)
 
 
 def make_shards(lengths_of_shards, dtype=np.uint16):

@@ -187,10 +187,11 @@ def test_start_and_resume_cost_the_same_for_any_number_of_rows():
     peaks = []
     for count in [10**6, *(10**exponent for exponent in range(6, 13))]:
         tokens = np.broadcast_to(np.uint16(7), count * 2048 + 1)
-        shard = SimpleNamespace(prefix=Path("corpus/shard"), tokens=tokens, pointers=np.zeros(1, np.int64))
+        shard = SimpleNamespace(prefix=Path("corpus/shard"), tokens=tokens, token_count=tokens.size)
         tracemalloc.start()
         rows = Rows([[shard]], 2048, vocab_size=100)
-        stream = Stream(rows, [Order(count, 1)], Mixture([Phase(0, [1])]), global_batch_size=16, micro_batch_size=16)
+        order = Order(np.array([count]), np.array([1], np.uint64))
+        stream = Stream(rows, order, Mixture([Phase(0, [1])]), global_batch_size=16, micro_batch_size=16)
         batches, _ = next(stream.steps(count * 9 // 10))
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
