@@ -49,7 +49,7 @@ class ShardEntry(Record):
         """Describe a finished shard by reading it back."""
         shard = Shard.open(prefix)
         size = len(shard) * shard.dtype.itemsize
-        block_bytes = BLOCK_BYTES * max(1, -(-size // (BLOCK_BYTES * MOST_BLOCKS)))
+        block_bytes = block_size(size)
         return cls(
             name=prefix.name,
             tokens=len(shard),
@@ -143,6 +143,11 @@ def canonical_json(content: Any) -> str:
 
 def checksum(content: bytes | memoryview) -> str:
     return xxhash.xxh3_64_hexdigest(content)
+
+
+def block_size(size: int) -> int:
+    """Bytes of each block of a file of so many."""
+    return BLOCK_BYTES * max(1, -(-size // (BLOCK_BYTES * MOST_BLOCKS)))
 
 
 def block_checksums(path: Path, block_bytes: int) -> list[str]:

@@ -1,0 +1,44 @@
+"""What a rank does at start and in a step may not grow faster than promised, counted at sizes that take seconds."""
+
+import pytest
+
+from benchmarks.growth import Cost, Row, measure
+from benchmarks.scale import Sizes, all_rows, open_as, scale_config
+from benchmarks.sparse_corpus import write_sparse_corpus
+
+SMALL = Sizes(
+    ranks=(1, 4, 16, 64),
+    tokens=(10**9, 10**11, 10**13),
+    shards=(1, 10, 100),
+    datasets=(1, 4, 16),
+    phases=(1, 10, 100),
+    steps=(100, 1000),
+)
+
+
+def test_nothing_grows_faster_than_its_bound(tmp_path):
+    rows = list(all_rows(tmp_path, SMALL))
+    axes = {row.axis.split()[0].rstrip(",") for row in rows}
+    assert {"shards", "ranks", "tokens", "datasets", "phases", "cursor", "steps"} <= axes
+    assert {row.bound for row in rows if row.what in ("step", "first batch at 99 %", "save, another rank")} == {
+        "O(log n)"
+    }
+    assert [f"{row.what} by {row.axis}: {row.exponents}" for row in rows if not row.holds] == []
+
+
+@pytest.mark.parametrize(
+    ("bound", "power", "holds"), [("O(log n)", 0.0, True), ("O(log n)", 0.5, False), ("O(n)", 2.0, False)]
+)
+@pytest.mark.parametrize("kind", ["calls", "files", "memory", "exchanges", "received"])
+def test_a_count_that_grows_too_fast_is_found(kind, bound, power, holds):
+    costs = {n: {"calls": 5, "files": 5, kind: int(1e7 * n**power)} for n in (1, 10, 100)}
+    row = Row("what", "axis", bound, {n: Cost(1.0, **counts) for n, counts in costs.items()})
+    assert row.holds == holds and row.exponents[kind] == pytest.approx(power, abs=0.01)
+
+
+def test_all_ranks_together_look_at_each_shard_as_often_as_one_alone_would(tmp_path):
+    config = scale_config([write_sparse_corpus(tmp_path / "corpus", 60, 60 * 10**9)], ranks=20)
+    alone = measure(lambda: open_as(config, 0, 1), repeats=1).files
+    together = [measure(lambda rank=rank: open_as(config, rank, 20), repeats=1).files for rank in range(20)]
+    without_shards = alone - 2 * 60
+    assert sum(count - without_shards for count in together) == 2 * 60
