@@ -33,12 +33,13 @@ class ManyRanks:
     def run(self, function: Callable[[World], Any]) -> list[Any]:
         """Each rank's return value. The first exception of a rank is raised."""
         results: list[Any] = [None] * self.size
+        hosts = ("localhost",) * self.size
         errors: list[BaseException] = []
 
         def one_rank(rank: int) -> None:
             self._own.rank = rank
             try:
-                results[rank] = function(World(rank, self.size, torch.device("cpu")))
+                results[rank] = function(World(rank, self.size, torch.device("cpu"), hosts))
             except BaseException as error:
                 errors.append(error)
                 self._all_here.abort()
