@@ -5,13 +5,14 @@ import sys
 from types import ModuleType
 
 from config import GroundworkError
-from launch import accelerate_config, doctor, hostfile, slurm_cancel, slurm_logs, slurm_status, slurm_submit
+from launch import accelerate_config, doctor, hostfile, kubernetes, slurm_cancel, slurm_logs, slurm_status, slurm_submit
 
 COMMANDS: dict[str, ModuleType] = {
     "accelerate": accelerate_config,
     "cancel": slurm_cancel,
     "doctor": doctor,
     "hostfile": hostfile,
+    "kubernetes": kubernetes,
     "logs": slurm_logs,
     "slurm": slurm_submit,
     "status": slurm_status,
