@@ -29,16 +29,22 @@ class Accelerator:
     bf16_tflops: float
     """Of matrix products in bf16, or in fp16 where `fast_bf16` is false."""
     fp32_tflops: float
-    """Of matrix products of fp32 numbers: TF32 where there is one."""
+    """Of matrix products of fp32 numbers, without TF32, which runs do not turn on."""
     memory_bandwidth_gb: float
     """GB/s of its memory."""
     link_gb: float
     """GB/s to the other devices of a node, one direction."""
+    host_gb: float
+    """GB/s to the host's memory that copies reach, one direction."""
     watts: float
     dollars_per_hour: float
     matmul_efficiency: float
     """Share of the bf16 peak that large matrix products reach."""
+    attention_efficiency: float
+    """The same of attention (PyTorch's or flash-attn 2; heads of 128, long causal rows, forward and backward)."""
     source: str
+    flash_efficiency: float | None = None
+    """The same with the flash-attn made for it (3 or 4), where that is faster."""
     fp8_tflops: float | None = None
     kind: Literal["gpu", "cpu"] = "gpu"
     fast_bf16: bool = True

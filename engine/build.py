@@ -6,6 +6,7 @@ from textwrap import fill
 import torch
 
 from config import Choice, RunConfig
+from config.compiling import choose_compile
 from config.count import FLOPS_CONVENTION
 from config.derive import Derived, derive
 from config.ds_config import read_ds_config
@@ -14,7 +15,7 @@ from config.objective_schema import row_shape
 from config.parallel import data_rank_and_size
 from data.batch import Batch
 from data.validation import open_validation
-from engine.device import COMPUTE_DTYPE, choose_compile, choose_threads, device_info, peak_tflops
+from engine.device import COMPUTE_DTYPE, choose_threads, device_info, peak_tflops
 from engine.dist import World, from_main, together
 from engine.engine import Engine
 from engine.objective import add_temperature

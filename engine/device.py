@@ -1,7 +1,6 @@
-"""What the device can do, and the choices that follow: low precision, compiling, threads, peak rate."""
+"""What the device can do, and the choices that follow: threads, peak rate."""
 
 import os
-import shutil
 import socket
 import time
 from statistics import median
@@ -9,15 +8,10 @@ from statistics import median
 import torch
 
 from config.choice import Choice
-from config.derive import Derived
 from config.device import DeviceInfo, cpu_info
 from config.errors import ConfigError
 from config.hardware import by_device_name
-from config.schema import RunConfig
 from engine.dist import gather_objects
-
-# Compiling takes a CPU about half a minute and saves a third of a step: 0.7 s in 1e12 FLOPs where it was measured.
-FLOPS_THAT_REPAY_COMPILING = 5e13
 
 COMPUTE_DTYPE = {
     "fp32": torch.float32, "bf16_autocast": torch.bfloat16, "bf16": torch.bfloat16, "fp16": torch.float16,
@@ -39,27 +33,6 @@ def device_info(device: torch.device) -> DeviceInfo:
 
 def _version(capability: tuple[int, ...]) -> str:
     return ".".join(map(str, capability))
-
-
-def choose_compile(config: RunConfig, derived: Derived, precision: str, info: DeviceInfo, stage: int) -> Choice[bool]:
-    """Whether to torch.compile the blocks, and why."""
-    if config.engine.compile != "auto":
-        return Choice(config.engine.compile == "on", "engine.compile")
-    if config.engine.tensor_parallel > 1:
-        return Choice(False, "tensor parallelism sums over ranks inside a block, which breaks its graph into pieces")
-    if config.engine.activation_checkpointing == "selective":
-        return Choice(False, "selective activation checkpointing cannot look into compiled blocks")
-    if stage == 3:
-        return Choice(False, "ZeRO 3 gathers weights inside a block, which breaks its graph into pieces")
-    if info.kind == "gpu":
-        return Choice(True, "fuses the element-wise work between matrix products")
-    if not shutil.which(os.environ.get("CXX", "g++")):
-        return Choice(False, "no C++ compiler was found")
-    if precision == "fp32":
-        return Choice(False, "in fp32 a CPU spends its time in matrix products")
-    if derived.total_flops < FLOPS_THAT_REPAY_COMPILING:
-        return Choice(False, "the run is too short to repay it")
-    return Choice(True, "the run is long enough to repay it")
 
 
 def choose_threads() -> Choice[int]:

@@ -1,0 +1,178 @@
+"""How long an optimiser step takes on a cluster, part by part, without running it.
+
+A model of mechanisms, each in a file beside this one: device.py (what a device does in a second), compute.py (one micro-batch),
+traffic.py and network.py (what ranks send each other, and how long it takes), update.py (the optimiser). Its constants are
+physical, and few; `python -m benchmarks.plan_error` compares it with published runs.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from config.compiling import choose_compile
+from config.derive import Derived
+from config.hardware import Cluster
+from config.memory import FP32
+from config.schema import RunConfig
+from launch.plan.compute import MicroBatch, Numerics, micro_batch
+from launch.plan.device import Device, make_device
+from launch.plan.network import Group, collective_seconds, make_group
+from launch.plan.traffic import Traffic, rank_parameters, step_traffic
+from launch.plan.update import offload_seconds, update_seconds
+
+LAUNCH_SECONDS = 1.2e-5
+"""Of the host, for each kernel that it starts, with the Python around it."""
+HOOK_SECONDS = 4e-4
+"""Of the host, for ZeRO 3's hooks on one block in one pass."""
+CONTENTION = 0.15
+"""Share of hidden communication that computing loses to it: it takes some of the device's units and memory bandwidth."""
+STRAGGLING = 0.01
+"""By which each doubling of the nodes slows a step: all wait for the slowest."""
+
+
+@dataclass(frozen=True)
+class Communication:
+    """One kind of message in an optimiser step."""
+
+    bytes: float
+    """Of a rank's whole tensors."""
+    seconds: float
+    exposed: float
+    """Seconds of it in which nothing is computed."""
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of one optimiser step by part, and what follows from them."""
+
+    compute: dict[str, float]
+    communication: dict[str, Communication]
+    tokens: int
+    """Of text, of all ranks."""
+    flops: float
+    """Of all ranks, by the convention in config/count.py: without what is recomputed."""
+    peak: float
+    """FLOP/s of all devices in bf16, by the data sheet."""
+
+    def parts(self) -> dict[str, float]:
+        """Seconds by part, without communication."""
+        return self.compute
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.compute.values()) + sum(part.exposed for part in self.communication.values())
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds
+
+    @property
+    def mfu(self) -> float:
+        return self.flops / self.seconds / self.peak
+
+
+def estimate_step(config: RunConfig, derived: Derived, ds_json: dict[str, Any], cluster: Cluster) -> StepTime:
+    """`ds_json` as filled by `deepspeed_json`. The batch is the one after the ramp."""
+    accelerator, micro = cluster.accelerator, derived.accumulation_steps
+    precision, numerics = _numerics(config, derived, ds_json, cluster)
+    device = make_device(accelerator, precision, config.engine.kernel, config.model.position == "relative")
+    one = micro_batch(config, device, numerics)
+    again = config.engine.activation_checkpointing
+    recompute = {"none": 0.0, "selective": one.elementwise.forward}.get(
+        again, one.matmul.forward + one.attention.forward + one.elementwise.forward
+    )
+    update, host_update = update_seconds(config, derived, ds_json, device)
+    gradients = _gradient_seconds(config, derived, ds_json, numerics, device)
+    parts = {
+        "matrix products": micro * one.matmul.total,
+        "attention": micro * one.attention.total,
+        "element-wise": micro * one.elementwise.total,
+        "logits and head": micro * one.head,
+        "recomputing": micro * recompute,
+        "gradients and casts": micro * gradients,
+        "optimiser": update + host_update,
+        "offload": offload_seconds(config, derived, ds_json, accelerator),
+    }
+    busy = {"forward": micro * _forward(one), "backward": micro * _backward(one, recompute)}
+    parts["host"] = _host_seconds(config, ds_json, one, micro, sum(busy.values()), accelerator.kind)
+    communication = _communication(config, derived, ds_json, cluster, busy)
+    seconds = sum(parts.values()) + sum(part.exposed for part in communication.values())
+    parts["stragglers"] = STRAGGLING * math.log2(cluster.nodes) * seconds
+    return StepTime(
+        compute={name: value for name, value in parts.items() if value},
+        communication=communication,
+        tokens=derived.tokens_per_step,
+        flops=derived.flops_per_token * derived.tokens_per_step,
+        peak=1e12 * accelerator.bf16_tflops * derived.world_size,
+    )
+
+
+def _numerics(config: RunConfig, derived: Derived, ds_json: dict[str, Any], cluster: Cluster) -> tuple[str, Numerics]:
+    """The precision's name, and what follows from it."""
+    autocast = ds_json["torch_autocast"]["enabled"]
+    low = next((name for name in ("bf16", "fp16") if ds_json[name]["enabled"]), None)
+    precision = low or ("bf16_autocast" if autocast else "fp32")
+    stage = ds_json["zero_optimization"]["stage"]
+    compiled = choose_compile(config, derived, precision, cluster.accelerator.device_info, stage).value
+    return precision, Numerics(2 if low or autocast else FP32, 2 if low else FP32, compiled)
+
+
+def _gradient_seconds(
+    config: RunConfig, derived: Derived, ds_json: dict[str, Any], numerics: Numerics, device: Device
+) -> float:
+    """Of one micro-batch: casting weights under autocast, adding gradients to those before, and ZeRO's copies of them into
+    buckets and out."""
+    numbers = rank_parameters(derived.parameters, config.engine.tensor_parallel)
+    casts = numerics.matmul + FP32 if numerics.matmul != numerics.residual else 0
+    copies = (
+        4 * numerics.residual if ds_json["zero_optimization"]["stage"] > 1 or derived.accumulation_steps == 1 else 0
+    )
+    adding = numerics.matmul + 2 * FP32 if derived.accumulation_steps > 1 else 0
+    return device.memory_seconds(numbers * (2 * casts + copies + adding))
+
+
+def _forward(one: MicroBatch) -> float:
+    return one.matmul.forward + one.attention.forward + one.elementwise.forward + one.head
+
+
+def _backward(one: MicroBatch, recompute: float) -> float:
+    return one.matmul.backward + one.attention.backward + one.elementwise.backward + recompute
+
+
+def _host_seconds(
+    config: RunConfig, ds_json: dict[str, Any], one: MicroBatch, micro: int, busy: float, kind: str
+) -> float:
+    """By which starting kernels takes longer than running them. On a CPU the one waits for the other."""
+    kernels = one.kernels.total + one.kernels.forward * (config.engine.activation_checkpointing != "none")
+    seconds = kernels * LAUNCH_SECONDS
+    if ds_json["zero_optimization"]["stage"] == 3:
+        seconds += 2 * config.model.num_layers * HOOK_SECONDS
+    return micro * seconds if kind == "cpu" else max(micro * seconds - busy, 0.0)
+
+
+def _communication(
+    config: RunConfig, derived: Derived, ds_json: dict[str, Any], cluster: Cluster, busy: dict[str, float]
+) -> dict[str, Communication]:
+    """Every kind of message, and how much of it is not hidden by the work that it runs beside."""
+    left = dict(busy, nothing=0.0)
+    result = {}
+    for traffic in step_traffic(config, derived, ds_json):
+        group = _group(traffic, config, derived, ds_json, cluster)
+        seconds = collective_seconds(cluster, traffic.operation, traffic.size, traffic.messages, group)
+        hidden = min(seconds, left[traffic.hidden_by])
+        left[traffic.hidden_by] -= hidden
+        result[traffic.name] = Communication(traffic.size, seconds, seconds - hidden + CONTENTION * hidden)
+    return result
+
+
+def _group(traffic: Traffic, config: RunConfig, derived: Derived, ds_json: dict[str, Any], cluster: Cluster) -> Group:
+    together = config.engine.sequence_parallel * config.engine.tensor_parallel
+    near = min(int(ds_json["zero_optimization"].get("zero_hpz_partition_size", 1)), derived.world_size)
+    slices = config.engine.tensor_parallel
+    return {
+        "replicas": make_group(cluster, derived.world_size // slices, slices),
+        "all": make_group(cluster, derived.world_size),
+        "neighbours": make_group(cluster, together),
+        "node": make_group(cluster, near),
+        "heads": make_group(cluster, derived.world_size // near, near),
+    }[traffic.group]
