@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from config.choice import Choice
 from config.derive import Derived
 from config.device import DeviceInfo
-from config.ds_config import read_ds_config
+from config.ds_config import DSConfig, read_ds_config
 from config.ds_limits import limits
 from config.errors import ConfigError
 from config.schema import RunConfig
@@ -36,8 +36,9 @@ class FromRecipe(NamedTuple):
     """The recipe's setting and its value, in words."""
 
 
-def resolve_precision(config: RunConfig, device: DeviceInfo) -> Choice[str]:
-    """Precision of this run on this device: fp32, bf16_autocast, bf16 or fp16, and why.
+def resolve_precision(config: RunConfig, device: DeviceInfo, ds_config: DSConfig | None = None) -> Choice[str]:
+    """Precision of this run on this device: fp32, bf16_autocast, bf16 or fp16, and why. The recipe's ds_config is read
+    if none is given.
 
     Raises ConfigError if the device or the ZeRO stage cannot train in the one that is asked for.
     """
@@ -46,7 +47,7 @@ def resolve_precision(config: RunConfig, device: DeviceInfo) -> Choice[str]:
         if device.fast_bf16:
             return Choice("bf16_autocast", f"{device.name} computes bf16 fast")
         return Choice("fp32", f"{device.name} has no fast bf16")
-    ds_config = read_ds_config(config.engine.ds_config)
+    ds_config = ds_config or read_ds_config(config.engine.ds_config)
     if asked in ("bf16", "fp16") and ds_config.stage == 0:
         raise ConfigError(
             f"engine.precision {asked} does not train right under {ds_config.path}, ZeRO stage 0: DeepSpeed takes an "
@@ -59,18 +60,24 @@ def resolve_precision(config: RunConfig, device: DeviceInfo) -> Choice[str]:
 
 
 def deepspeed_json(
-    config: RunConfig, derived: Derived, precision: str, device: DeviceInfo, recipe: str = "the recipe"
+    config: RunConfig,
+    derived: Derived,
+    precision: str,
+    device: DeviceInfo,
+    recipe: str = "the recipe",
+    ds_config: DSConfig | None = None,
 ) -> dict[str, Any]:
     """The dictionary for `deepspeed.initialize(config=…)`.
 
     Args:
         precision: as resolved by `resolve_precision`.
         recipe: the recipe's file, for messages.
+        ds_config: in place of the recipe's, which is read otherwise.
 
     Raises:
         ConfigError: the file is missing or damaged, or values in it contradict the recipe: all of them at once.
     """
-    ds_config = read_ds_config(config.engine.ds_config)
+    ds_config = ds_config or read_ds_config(config.engine.ds_config)
     values = copy.deepcopy(ds_config.values)
     from_recipe = _from_recipe(config, derived, precision)
     problems = [

@@ -140,6 +140,15 @@ class _Dumper(yaml.SafeDumper):
 add_core_scalars(_Dumper)
 
 
+def merged_recipe(name_or_path: str, overrides: list[str] | tuple[str, ...]) -> str:
+    """A recipe's own settings with the overrides among them, as YAML. Raises ConfigError as `load_recipe` does."""
+    load_recipe(name_or_path, overrides)
+    path = find_recipe(name_or_path)
+    document = parse_yaml(_read(path), display_path(path))
+    apply_overrides(document, overrides)
+    return yaml.dump(document.values, Dumper=_Dumper, sort_keys=False, width=120)
+
+
 def dump_recipe(config: RunConfig) -> str:
     """YAML with every setting written out, which loads back to an equal config."""
     return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, width=120)

@@ -21,9 +21,10 @@ class Plan:
     keep_last: int
 
     def __str__(self) -> str:
-        return "\n".join([self.name, *(f"{title:<26}{text}".rstrip() for title, text in self._lines())])
+        return "\n".join([self.name, *(f"{title:<26}{text}".rstrip() for title, text in self.rows())])
 
-    def _lines(self) -> list[tuple[str, str]]:
+    def rows(self) -> list[tuple[str, str]]:
+        """Title and text of each line; members of a sum are indented."""
         derived, counts = self.derived, self.derived.parameters
         per_parameter = derived.total_tokens / counts.total
         return [

@@ -5,7 +5,17 @@ import sys
 from types import ModuleType
 
 from config import GroundworkError
-from launch import accelerate_config, doctor, hostfile, kubernetes, slurm_cancel, slurm_logs, slurm_status, slurm_submit
+from launch import (
+    accelerate_config,
+    doctor,
+    hostfile,
+    kubernetes,
+    plan,
+    slurm_cancel,
+    slurm_logs,
+    slurm_status,
+    slurm_submit,
+)
 
 COMMANDS: dict[str, ModuleType] = {
     "accelerate": accelerate_config,
@@ -14,6 +24,7 @@ COMMANDS: dict[str, ModuleType] = {
     "hostfile": hostfile,
     "kubernetes": kubernetes,
     "logs": slurm_logs,
+    "plan": plan,
     "slurm": slurm_submit,
     "status": slurm_status,
 }
