@@ -38,6 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    for name, value in vars(options).items():
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and value <= 0:
+            raise ConfigError(f"--{name.replace('_', '-')} {value:g}: give a number above zero")
     config = load_recipe(options.recipe, options.overrides)
     room, source = room_from(options), Source(options.recipe, tuple(options.overrides))
     kept = frozenset(override.partition("=")[0].strip() for override in options.overrides) & set(SETTINGS)

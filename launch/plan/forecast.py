@@ -59,8 +59,8 @@ def forecast(option: Option, cluster: Cluster, storage_gb: float) -> Forecast:
 
 
 def duration(seconds: float) -> str:
-    """`27.3 days`, `5.1 hours`, `12 minutes`, `40 s`."""
+    """`27.3 days`, `5.1 hours`, `12 minutes`, `40 s`, `3 ms`."""
     for unit, name in ((DAY, "days"), (HOUR, "hours"), (60, "minutes")):
         if seconds >= 2 * unit:
             return f"{seconds / unit:,.1f} {name}"
-    return f"{seconds:,.3g} s"
+    return f"{seconds:,.3g} s" if seconds >= 0.1 else f"{seconds * 1000:,.3g} ms"

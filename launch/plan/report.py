@@ -6,13 +6,10 @@ from typing import Any
 
 from config import Choice
 from config.hardware import Cluster
-from config.parallel import ranks_per_row
 from config.plan import gigabytes
-from launch.plan.choices import SETTINGS, Choices, Option
+from launch.plan.choices import MICRO_BATCH, SETTINGS, Choices, Option
 from launch.plan.forecast import Forecast, duration
 
-ROWS = 12
-"""Options in the table, each the best of its kind."""
 TITLES = ("ds_config", "micro × accumulation", "precision", "recompute", "shared", "memory", "step", "tokens/s", "MFU")
 
 
@@ -59,7 +56,7 @@ def _rows(option: Option, ahead: Forecast, cluster: Cluster) -> list[tuple[str, 
             f"MFU {step.mfu:.1%} of {device.bf16_tflops:g} TFLOP/s",
         ),
         ("the whole run", duration(ahead.seconds)),
-        ("energy", f"{ahead.energy_kwh:,.3g} kWh at {device.watts:g} W a GPU (hosts and cooling come on top)"),
+        ("energy", f"{ahead.energy_kwh:,.1f} kWh at {device.watts:g} W a GPU (hosts and cooling come on top)"),
         ("cost", f"${ahead.dollars:,.0f} at ${device.dollars_per_hour:.2f} a GPU and hour"),
         (
             "checkpoints",
@@ -70,12 +67,13 @@ def _rows(option: Option, ahead: Forecast, cluster: Cluster) -> list[tuple[str, 
 
 
 def shown(choices: Choices, best: Option) -> list[Option]:
-    """The best of each kind (ds_config, sharing of rows), the recommended one and the recipe's own."""
-    kinds: dict[Any, Option] = {}
+    """The fastest with each value of each setting, the recommended one and the recipe's own; the fastest first."""
+    fastest: dict[Any, Option] = {}
     for option in choices.fitting:
-        engine = option.config.engine
-        kinds.setdefault((engine.ds_config, ranks_per_row(engine) > 1), option)
-    listed = [best, *list(kinds.values())[:ROWS]]
+        for name, value in option.settings().items():
+            if name != MICRO_BATCH:
+                fastest.setdefault((name, value), option)
+    listed = [best, *fastest.values()]
     if isinstance(choices.written, Option) and choices.written.step:
         listed.append(choices.written)
     unique = {tuple(option.settings().items()): option for option in listed}

@@ -35,11 +35,7 @@ def add_room_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def room_from(options: argparse.Namespace) -> Room:
-    """Raises ConfigError for an unknown device or network and for numbers that make no cluster."""
-    for name in ("gpus", "gpus_per_node", "memory", "host_memory", "watts", "dollars_per_hour"):
-        value = getattr(options, name)
-        if value is not None and value <= 0:
-            raise ConfigError(f"--{name.replace('_', '-')} {value:g}: give a number above zero")
+    """Raises ConfigError for an unknown device or network, and for numbers that make no cluster."""
     if options.gpu and not options.gpus:
         raise ConfigError(f"--gpu {options.gpu} without --gpus: say how many of them, as --gpus 8")
     here = [] if options.gpu else gpus_here()
