@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from config import ConfigError, GroundworkError, RunConfig
 from config.command_line import Answered, CommandLine, parse_command_line
-from config.debug import STEPS_SHOWN
 from config.objective_schema import WRITE_TEXT
 from config.parallel import data_rank_and_size
 from config.rendezvous import rank_and_size
@@ -70,11 +69,14 @@ def open_data(config: RunConfig) -> "tuple[Stream, Tokenizer]":
 def train(command: CommandLine, stream: "Stream", tokenizer: "Tokenizer") -> int:
     """Connect, resume, loop, close. Returns the exit code."""
     # Slow imports, only now: torch and deepspeed take seconds, and mistakes of the recipe have been reported before.
+    from torch.profiler import record_function
+
     from engine.build import build_engine, open_held_out
     from engine.checkpoint import RunState, load, save
-    from engine.debugging import prepare_debugging
+    from engine.debugging import debugger, make_deterministic
     from engine.dist import connected
     from engine.fault import StopRequest, exit_code
+    from engine.inspection import Inspector
     from engine.monitor import Monitor
     from engine.runs import open_run, run_documents, summary
     from engine.sample import sample_text
@@ -83,6 +85,10 @@ def train(command: CommandLine, stream: "Stream", tokenizer: "Tokenizer") -> int
     documents = run_documents(config, tokenizer)
     with ExitStack() as closing_up:
         world = closing_up.enter_context(connected(config.engine.communication_timeout))
+        if command.debug_rank is not None:
+            closing_up.enter_context(debugger(world, command.debug_rank))
+        if command.debug:
+            make_deterministic()
         say = print if world.is_main else lambda *_: None
         run = open_run(config, documents, world, say)
         state = run.state
@@ -96,32 +102,33 @@ def train(command: CommandLine, stream: "Stream", tokenizer: "Tokenizer") -> int
             monitor = closing_up.enter_context(
                 closing(Monitor(run.folder, config, setup, world, first_step=state.step))
             )
-            if command.debug:
-                prepare_debugging(engine, monitor.say, STEPS_SHOWN)
+            inspector = Inspector(engine, stream, run.folder, monitor.say)
             steps = closing_up.enter_context(closing(stream.steps(state.cursor)))
             stop = StopRequest(config.checkpoint.reserve_seconds)
 
         while state.step < last:
-            began = time.perf_counter()
-            micro_batches, cursor = next(steps)
-            report = engine.step(state.step, micro_batches)
-            tokens = (cursor - state.cursor) * setup.derived.tokens_per_row
-            state = RunState(state.step + 1, state.tokens + tokens, cursor)
-            monitor.step(report, state.tokens, tokens, time.perf_counter() - began)
+            with inspector.step(state):
+                began = time.perf_counter()
+                with record_function("data"):
+                    micro_batches, cursor = next(steps)
+                report = engine.step(state.step, micro_batches)
+                tokens = (cursor - state.cursor) * setup.derived.tokens_per_row
+                state = RunState(state.step + 1, state.tokens + tokens, cursor)
+                monitor.step(report, state.tokens, tokens, time.perf_counter() - began)
 
-            stopping = stop.agreed(world)
-            if config.validation.is_due(state.step, last):
-                monitor.validation(state.step, engine.evaluate(held_out))
-                if config.monitor.sample_tokens and config.objective.name in WRITE_TEXT:
-                    monitor.sample(state.step, sample_text(engine, tokenizer, state.step))
-            if stopping or config.checkpoint.is_due(state.step, last):
-                path = save(run.checkpoints, engine.deepspeed, state, documents, world, config.checkpoint.keep_last)
-            if stopping and state.step < last:
-                monitor.say(
-                    f"stopped after step {state.step:,} and saved {path}, {stop.reason(stopping)}; the same command "
-                    "continues from there"
-                )
-                return exit_code(stopping)
+                stopping = stop.agreed(world)
+                if config.validation.is_due(state.step, last):
+                    monitor.validation(state.step, engine.evaluate(held_out))
+                    if config.monitor.sample_tokens and config.objective.name in WRITE_TEXT:
+                        monitor.sample(state.step, sample_text(engine, tokenizer, state.step))
+                if stopping or config.checkpoint.is_due(state.step, last):
+                    path = save(run.checkpoints, engine.deepspeed, state, documents, world, config.checkpoint.keep_last)
+                if stopping and state.step < last:
+                    monitor.say(
+                        f"stopped after step {state.step:,} and saved {path}, {stop.reason(stopping)}; the same command "
+                        "continues from there"
+                    )
+                    return exit_code(stopping)
     if world.is_main:
         print(summary(config, run.folder, command.recipe))
     return 0

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from config.accelerate import check_accelerate
-from config.debug import debug_config
+from config.debug import debug_recipe, patient, terminal_rank
 from config.derive import derive
 from config.device import DeviceInfo, cpu_info
 from config.ds_json import deepspeed_json, resolve_precision
@@ -25,6 +25,8 @@ class CommandLine:
     recipe: str
     """As it was typed."""
     debug: bool
+    debug_rank: int | None
+    """Rank that gets the terminal; None without debugging."""
     self_check: bool
 
 
@@ -42,7 +44,8 @@ def parse_command_line(arguments: list[str], environ: Mapping[str, str]) -> Comm
     parser.add_argument("overrides", nargs="*")
     for flag in ("--help", "-h", "--debug", "--dry-run", "--self-check"):
         parser.add_argument(flag, action="store_true")
-    parser.add_argument("--ranks", type=int)
+    for option in ("--ranks", "--debug-rank"):
+        parser.add_argument(option, type=int)
     # The deepspeed launcher adds it; LOCAL_RANK says the same.
     parser.add_argument("--local_rank", "--local-rank", type=int)
     typed = parser.parse_intermixed_args(arguments)
@@ -52,16 +55,28 @@ def parse_command_line(arguments: list[str], environ: Mapping[str, str]) -> Comm
         raise Answered(settings_help())
     if not typed.recipe:
         raise ConfigError("no recipe given: train.py RECIPE [section.key=value ...]; train.py --help lists them")
-    config = load_recipe(typed.recipe, typed.overrides)
-    if typed.debug:
-        config = debug_config(config, environ)
+    if typed.debug_rank is not None and (typed.dry_run or typed.self_check):
+        raise ConfigError("command line: --debug-rank belongs to a training, not to --dry-run or --self-check")
+    terminal = terminal_rank(typed.debug, typed.debug_rank, environ)
+    if typed.debug and terminal is not None:
+        config = debug_recipe(typed.recipe, typed.overrides, terminal, environ)
+    else:
+        config = load_recipe(typed.recipe, typed.overrides)
+    if terminal is not None:
+        config = patient(config)
     check_accelerate(config, environ)
     if typed.dry_run:
         raise Answered(dry_run(config, typed.ranks, environ))
     if typed.ranks is not None:
         raise ConfigError("command line: --ranks belongs to --dry-run; a training has as many ranks as are launched")
-    derive(config, world_size(environ))
-    return CommandLine(config, typed.recipe, typed.debug, typed.self_check)
+    ranks = world_size(environ)
+    derive(config, ranks)
+    if max(config.monitor.inspect_ranks) >= ranks and config.monitor.inspected_steps:
+        raise ConfigError(
+            f"monitor.inspect_ranks names rank {max(config.monitor.inspect_ranks)}, but the ranks of this launch are 0 to "
+            f"{ranks - 1}"
+        )
+    return CommandLine(config, typed.recipe, typed.debug, terminal, typed.self_check)
 
 
 def dry_run(config: RunConfig, ranks: int | None, environ: Mapping[str, str]) -> str:
@@ -80,5 +95,5 @@ def dry_run(config: RunConfig, ranks: int | None, environ: Mapping[str, str]) ->
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
         raise ConfigError(
-            f"command line: {message}; train.py RECIPE [section.key=value ...] [--debug] [--dry-run] [--self-check]"
+            f"command line: {message}; train.py RECIPE [section.key=value ...] [--debug] [--debug-rank N] [--dry-run] [--self-check]"
         )

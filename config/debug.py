@@ -1,32 +1,64 @@
-"""The same recipe, small enough to look at: what `train.py --debug` runs."""
+"""The same recipe, small enough to look at: what `train.py --debug` runs, and who gets the terminal."""
 
+import json
 from collections.abc import Mapping
+from typing import Any
 
 from config.errors import ConfigError
+from config.load import load_recipe
 from config.rendezvous import world_size
 from config.schema import RunConfig
 from config.transformer_schema import TransformerConfig
 
 STEPS = 20
-STEPS_SHOWN = 2
+STEPS_SHOWN = (1, 2)
+PATIENT_SECONDS = 7 * 24 * 3600
+"""How long ranks wait for the one that is in a debugger."""
 
 
-def debug_config(config: RunConfig, environ: Mapping[str, str]) -> RunConfig:
-    """Shrink a recipe to one process, two blocks, short rows and a few eager fp32 steps; its architecture stays.
+def terminal_rank(debug: bool, debug_rank: int | None, environ: Mapping[str, str]) -> int | None:
+    """The rank that gets the terminal; None without debugging. Raises ConfigError if it is not clear, or no such rank."""
+    ranks = world_size(environ)
+    if debug_rank is None:
+        if debug and ranks > 1:
+            raise ConfigError(
+                f"--debug under {ranks} ranks: add --debug-rank N to say which of them (0 to {ranks - 1}) gets the terminal, "
+                "or start one process with plain python"
+            )
+        return 0 if debug else None
+    if not 0 <= debug_rank < ranks:
+        raise ConfigError(f"--debug-rank {debug_rank}: this launch has {ranks} rank(s), numbered from 0")
+    return debug_rank
 
-    Raises ConfigError under more than one rank.
+
+def patient(config: RunConfig) -> RunConfig:
+    """The config for a run in which one rank may stop for as long as somebody thinks."""
+    engine = config.engine.model_copy(update={"communication_timeout": PATIENT_SECONDS})
+    return config.model_copy(update={"engine": engine})
+
+
+def debug_recipe(recipe: str, overrides: list[str], terminal: int, environ: Mapping[str, str]) -> RunConfig:
+    """A recipe shrunk to two blocks, short rows and a few eager fp32 steps; its architecture stays. Overrides of the
+    command line win over what is shrunk.
+
+    Raises ConfigError as loading a recipe does.
     """
-    if world_size(environ) > 1:
-        raise ConfigError(f"--debug runs one process, not {world_size(environ)}: start it with plain python")
-    changes = {
-        "run": {"name": f"{config.run.name}-debug", "resume": "fresh"},
+    small = debug_settings(load_recipe(recipe, overrides), terminal, world_size(environ))
+    settings = [
+        f"{section}.{name}={json.dumps(value)}" for section, values in small.items() for name, value in values.items()
+    ]
+    return load_recipe(recipe, settings + overrides)
+
+
+def debug_settings(config: RunConfig, terminal: int, ranks: int) -> dict[str, dict[str, Any]]:
+    steps = min(config.schedule.steps, STEPS)
+    monitor = config.monitor
+    return {
+        "run": {"name": f"{config.run.name}-debug", "resume": "replace"},
         "data": {"row_length": min(config.data.row_length, 64), "prefetch_steps": 0},
         "model": _small_shape(config.model),
-        "batch": {"global_batch_size": 4, "micro_batch_size": 2, "ramp": ()},
-        "schedule": {
-            "steps": min(config.schedule.steps, STEPS),
-            "warmup_steps": min(config.schedule.warmup_steps, STEPS // 4),
-        },
+        "batch": {"global_batch_size": 4 * ranks, "micro_batch_size": 2, "ramp": []},
+        "schedule": {"steps": steps, "warmup_steps": min(config.schedule.warmup_steps, steps // 4)},
         "engine": {
             "precision": "fp32",
             "compile": "off",
@@ -34,11 +66,18 @@ def debug_config(config: RunConfig, environ: Mapping[str, str]) -> RunConfig:
             "sequence_parallel": 1,
             "tensor_parallel": 1,
         },
-        "validation": {"every_steps": min(config.validation.every_steps, STEPS // 2), "rows": 8},
-        "monitor": {"wandb": False, "log_every_steps": 1, "sample_tokens": min(config.monitor.sample_tokens, 16)},
+        "validation": {"every_steps": min(config.validation.every_steps, STEPS // 2), "rows": 4 * ranks},
+        "monitor": {
+            "wandb": False,
+            "tensorboard": False,
+            "log_every_steps": 1,
+            "sample_tokens": min(monitor.sample_tokens, 16),
+            "statistics_steps": [step for step in STEPS_SHOWN if step <= steps],
+            "profile_steps": [step for step in monitor.profile_steps if step <= steps],
+            "memory_steps": [step for step in monitor.memory_steps if step <= steps],
+            "inspect_ranks": [terminal],
+        },
     }
-    sections = {name: getattr(config, name).model_copy(update=values) for name, values in changes.items()}
-    return config.model_copy(update=sections)
 
 
 def _small_shape(model: TransformerConfig) -> dict[str, int]:

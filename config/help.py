@@ -24,7 +24,8 @@ Train a model from a recipe.
                                                       srun and plain python
   python train.py RECIPE --dry-run [--ranks N]        print the plan (for N GPUs) and stop
   python train.py RECIPE --self-check                 compare the first steps with plain fp32 ones
-  python train.py RECIPE --debug                      one process, tiny shapes, checked and shown
+  python train.py RECIPE --debug                      one process, tiny shapes, shown by module
+  torchrun ... train.py RECIPE --debug-rank N         rank N gets the terminal for breakpoint()
 
 RECIPE is a YAML file or one of the names below. Precedence: defaults, then the recipe, then
 section.key=value."""

@@ -27,9 +27,9 @@ class RunSection(Section):
     """Parent folder of all runs."""
     seed: NonNegativeInt = 1337
     """Seed of weights, order of the data and dropout."""
-    resume: Literal["auto", "fresh", "must"] = "auto"
+    resume: Literal["auto", "fresh", "replace", "must"] = "auto"
     """auto: continue from the newest intact checkpoint if there is one. fresh: set an existing run aside under a
-    numbered name and start over. must: fail if there is nothing to continue."""
+    numbered name and start over. replace: delete it and start over. must: fail if there is nothing to continue."""
     accept_changes: bool = False
     """Continue although settings that change the result differ from the checkpoint's."""
 

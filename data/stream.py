@@ -68,6 +68,12 @@ class Stream:
         dataset_N, index_N = self._mixture.pick(sample_N)
         return self._rows.locate(dataset_N, self._order.of(dataset_N)(index_N))
 
+    def origin(self, cursor: Cursor, rank: int, world_size: int, number: int) -> str:
+        """In words, where the text of a rank's `number`-th sample in the step at a cursor begins."""
+        sample = cursor + rank * (self._size_at(cursor) // world_size) + number
+        ((shard, begin),) = self.locate(np.array([sample])).tolist()
+        return f"sample {sample:,}, {self._rows.describe(shard, begin)}"
+
     def step(self, cursor: Cursor) -> Step:
         """The step at a cursor."""
         return next(self._walk(cursor, steps_located_at_once=1))

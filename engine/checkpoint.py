@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
+from torch.profiler import record_function
 
 from config.errors import CheckpointError
 from engine.dist import World, barrier, first_report, from_main, gather_to_main, together
@@ -38,6 +39,7 @@ class RunState:
     """Next global sample of the stream."""
 
 
+@record_function("checkpoint")
 def save(folder: Path, engine: Any, state: RunState, documents: dict[str, str], world: World, keep_last: int) -> Path:
     """Write, verify and commit the checkpoint of `state.step` into `folder`; all ranks call it together.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.profiler import record_function
 
 from config.errors import GroundworkError
 from config.parallel import ranks_per_row
@@ -53,7 +54,7 @@ class Engine:
             keep_freed_memory()
         self.config = config
         self.world = world
-        self.objective = choose_objective(config.objective)
+        self.objective = record_function("forward")(choose_objective(config.objective))
         self.copies = config.engine.tensor_parallel
         """Ranks that compute the same loss, each with its slices of the model."""
         model = model.to(world.device)
@@ -79,29 +80,25 @@ class Engine:
         """Train on this rank's micro-batches of global step `index`.
 
         Each part of the loss is divided by its valid targets in the whole global batch, counted before the first backward
-        pass, so it does not depend on how the batch is cut. Raises TrainingError if the loss, checked before the weights are
-        touched, or the gradient norm is not finite.
+        pass, so it does not depend on how the batch is cut. Raises TrainingError, and leaves the weights as they were, if the
+        loss or the gradient norm is not finite.
         """
-        device, ds = self.world.device, self.deepspeed
+        ds = self.deepspeed
         seed_everything(self.config.run.seed, index, self.world.rank // self.copies)
         lr = self._set_lr(index)
-        targets = self._distinct_targets(micro_batches)
-        # DeepSpeed averages gradients over ranks, hence the factor.
-        scales = {part: self.world.size // self.copies / max(count, 1) for part, count in targets.items()}
+        targets = self.distinct_targets(micro_batches)
         ds.train()
-        total = torch.zeros(len(targets), dtype=torch.float64, device=device)
+        total = torch.zeros(len(targets), dtype=torch.float64, device=self.world.device)
         for number, batch in enumerate(micro_batches, start=1):
-            ds.set_gradient_accumulation_boundary(number == len(micro_batches))  # under a ramp their number changes
-            losses = self.objective(ds, batch, device)
-            total += torch.stack([losses[part].total.detach() for part in targets])
-            loss = torch.stack([losses[part].total * scale for part, scale in scales.items()]).sum()
-            ds.backward(loss, scale_wrt_gas=False)
+            total += self.backward(batch, targets, last=number == len(micro_batches))
             if number == len(micro_batches):
                 parts = self._means(total, targets)
                 mean = sum(parts.values())
                 self._check_finite("loss", mean, index)
-                grad_norm = self._unwrapped_grad_norm()
-            ds.step()
+                if (grad_norm := self._unwrapped_grad_norm()) is not None:
+                    self._check_finite("gradient norm", grad_norm, index)
+            with record_function("optimizer"):
+                ds.step()
         grad_norm = float(ds.get_global_grad_norm()) if grad_norm is None else grad_norm
         # With a loss scale an overflow is routine: DeepSpeed left the weights alone and lowers the scale.
         skipped = bool(getattr(ds.optimizer, "dynamic_loss_scale", False) and ds.optimizer.overflow)
@@ -109,11 +106,24 @@ class Engine:
             self._check_finite("gradient norm", grad_norm, index)
         return StepReport(index, mean, parts, lr, grad_norm, skipped)
 
+    def backward(self, batch: Batch, targets: dict[str, int], *, last: bool) -> torch.Tensor:
+        """Add a micro-batch's gradients to those of its step, which has so many `targets` over all ranks. Returns the sum
+        of each part of this rank's loss, fp64."""
+        # Under a batch ramp the number of micro-batches changes, so DeepSpeed is told which is the last one.
+        self.deepspeed.set_gradient_accumulation_boundary(last)
+        losses = self.objective(self.deepspeed, batch, self.world.device)
+        ranks = self.world.size // self.copies  # DeepSpeed averages gradients over them
+        loss = torch.stack([losses[part].total * (ranks / max(count, 1)) for part, count in targets.items()]).sum()
+        with record_function("backward"):
+            self.deepspeed.backward(loss, scale_wrt_gas=False)
+        return torch.stack([losses[part].total.detach() for part in targets]).double()
+
     @torch.no_grad()
+    @record_function("validation")
     def evaluate(self, batches: list[Batch]) -> dict[str, float]:
         """Mean cross-entropy in nats of each part over all ranks' batches; every rank must bring equally many."""
         self.deepspeed.eval()
-        targets = self._distinct_targets(batches)
+        targets = self.distinct_targets(batches)
         total = torch.zeros(len(targets), dtype=torch.float64, device=self.world.device)
         # Eager: the compiled blocks would be compiled once more, for inference.
         with torch.compiler.set_stance("force_eager"):
@@ -122,7 +132,7 @@ class Engine:
                 total += torch.stack([losses[part].total for part in targets])
         return self._means(total, targets)
 
-    def _distinct_targets(self, batches: list[Batch]) -> dict[str, int]:
+    def distinct_targets(self, batches: list[Batch]) -> dict[str, int]:
         """Valid targets of all ranks' batches by part, each counted once although several ranks may read the same rows."""
         counted = count_targets(batches)
         sums = all_sum(list(counted.values()), self.world.device)
@@ -162,8 +172,8 @@ class Engine:
         if not math.isfinite(value):
             raise TrainingError(
                 f"the {what} is {value} at step {index + 1}, so the run stops; its checkpoints are from before. Lower "
-                f"optimizer.lr (now {self.config.optimizer.lr:g}), lengthen schedule.warmup_steps (now "
-                f"{self.config.schedule.warmup_steps}), or look for the source with --debug"
+                f"optimizer.lr (now {self.config.optimizer.lr:g}), or lengthen schedule.warmup_steps (now "
+                f"{self.config.schedule.warmup_steps})"
             )
 
 

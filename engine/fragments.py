@@ -5,7 +5,8 @@ the optimiser steps it in. Saved as fragments, a training state fits any number 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from engine.tensor_parallel import slice_index, sliced_dimension
+
+Step = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,28 @@ class Columns:
 def base_optimizer(engine: Any) -> torch.optim.Optimizer:
     """The torch optimiser under DeepSpeed's wrapper."""
     return engine.basic_optimizer
+
+
+@contextmanager
+def observed_updates(
+    engine: Any, among: list["Fragment"], observe: Callable[[list["Fragment"], Step], None]
+) -> Iterator[None]:
+    """Call `observe` in place of each of the optimiser's steps, with those fragments that it will change and the step,
+    which `observe` has to call. ZeRO 3 takes several steps, each with a part of the parameters."""
+    optimizer = base_optimizer(engine)
+    outer, step = vars(optimizer).get("step"), optimizer.step
+
+    def observed_step() -> None:
+        stepped = {p for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
+        observe([f for f in among if f.owner in stepped], step)  # type: ignore[arg-type]
+
+    optimizer.step = observed_step  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        del optimizer.step
+        if outer:  # contexts inside one another
+            optimizer.step = outer  # type: ignore[method-assign]
 
 
 def parameter_shapes(engine: Any) -> dict[str, list[int]]:

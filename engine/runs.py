@@ -164,6 +164,8 @@ def _prepare_folder(folder: Path, settings: RunSection, say: Say) -> Any:
             aside = _free_name(folder)
             folder.rename(aside)
             say(f"the earlier run was set aside as {aside}")
+        elif settings.resume == "replace" and folder.exists():
+            shutil.rmtree(folder)
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
         probe.touch()

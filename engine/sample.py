@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch.profiler import record_function
 
 from data.prompt import MASK, Prompt, encode_prompt
 from data.tokenizer import Tokenizer
@@ -13,6 +14,7 @@ from model.generation import Generation, generate, likely_tokens
 CANDIDATES = 5
 
 
+@record_function("sample")
 def sample_text(engine: Engine, tokenizer: Tokenizer, step: int) -> str:
     """What the model makes of the recipe's prompt, in `monitor.sample_tokens` tokens; all ranks call it together.
 

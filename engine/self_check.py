@@ -21,7 +21,7 @@ from data.stream import Stream
 from engine.build import Setup, build_engine
 from engine.dist import World, from_main, gather_objects, together
 from engine.engine import Engine
-from engine.fragments import base_optimizer, fragments, parameter_shapes, replicated
+from engine.fragments import Fragment, Step, fragments, observed_updates, parameter_shapes, replicated
 from engine.ownership import Ownership
 from engine.reference import Reference
 
@@ -186,20 +186,14 @@ def title(config: RunConfig, setup: Setup) -> str:
 @contextmanager
 def recorded_gradients(engine: Engine) -> Iterator[Pieces]:
     """Collects what the optimiser steps with, as (name, start, elements)."""
-    optimizer, mine = base_optimizer(engine.deepspeed), fragments(engine.deepspeed)
     pieces: Pieces = []
-    step = optimizer.step
 
-    def recording_step() -> None:
-        stepped = {p for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
-        for f in mine:
-            if f.owner in stepped:
-                pieces.append((f.name, f.places, f.view(f.owner.grad).cpu().clone()))  # type: ignore[arg-type]
+    def record(touched: list[Fragment], step: Step) -> None:
+        pieces.extend((f.name, f.places, f.view(f.owner.grad).cpu().clone()) for f in touched)  # type: ignore[arg-type]
         step()
 
-    optimizer.step = recording_step  # type: ignore[method-assign, assignment]
-    yield pieces
-    del optimizer.step
+    with observed_updates(engine.deepspeed, fragments(engine.deepspeed), record):
+        yield pieces
 
 
 def gather_weights(engine: Engine) -> Weights:

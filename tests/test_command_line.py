@@ -47,15 +47,22 @@ def test_unknown_flags_and_missing_recipe_are_refused():
 
 def test_debug_shows_every_module_of_the_first_steps_and_is_deterministic(recipe, tmp_path):
     first, second = (train(recipe, "--debug").stdout for _ in range(2))
-    for part in ("forward  embed_tokens", "forward  blocks.1.attention.q_proj", "backward lm_head", "compile  off"):
+    for part in ("embed_tokens ", "blocks.1.attention.q_proj ", "lm_head ", "compile  off", "largest gradient"):
         assert part in first
-    shown = [line for line in first.splitlines() if line.startswith("  forward  final_norm")]
-    assert len(shown) == 4, "two micro-batches in each of two steps"
-    reports = [
-        [line for line in text.splitlines() if line.startswith("  ") and "e-" in line] for text in (first, second)
-    ]
+    shown = [line for line in first.splitlines() if line.startswith("final_norm ")]
+    assert len(shown) == 2, "the two micro-batches of each of two steps, together"
+    reports = [[line for line in text.splitlines() if " | " in line and "e-" in line] for text in (first, second)]
     assert reports[0] == reports[1] != []
-    assert (tmp_path / "runs/tiny-debug").is_dir()
+    assert [path.name for path in (tmp_path / "runs").iterdir() if path.is_dir()] == ["tiny-debug"]
+    tables = [path.name for path in (tmp_path / "runs/tiny-debug/inspect").iterdir()]
+    assert sorted(tables) == [f"statistics_step_0000000{step}.rank_0.txt" for step in (1, 2)]
+
+
+def test_the_command_line_wins_over_what_debug_shrinks(recipe):
+    typed = ("engine.precision=bf16_autocast", "data.row_length=16", "schedule.steps=3", "monitor.statistics_steps=[3]")
+    output = train(recipe, "--debug", *typed).stdout
+    assert "precision  bf16_autocast (engine.precision)" in output and "3 steps, 192 tokens" in output
+    assert "statistics of step 3" in output and "statistics of step 1" not in output
 
 
 def test_breakpoint_works_under_debug(recipe):
@@ -68,9 +75,24 @@ def test_breakpoint_works_under_debug(recipe):
     assert "(Pdb)" in result.stdout and "42" in result.stdout
 
 
-def test_debug_refuses_several_ranks(recipe):
-    result = train(recipe, "--debug", RANK="0", WORLD_SIZE="2", LOCAL_RANK="0", MASTER_ADDR="x", MASTER_PORT="1")
-    assert result.returncode == 2 and "--debug runs one process, not 2" in result.stderr
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("--debug", "--debug under 2 ranks: add --debug-rank N to say which of them (0 to 1) gets the terminal"),
+        ("--debug-rank=2", "--debug-rank 2: this launch has 2 rank(s), numbered from 0"),
+        ("--debug-rank=-1", "--debug-rank -1: this launch has 2 rank(s)"),
+        ("--debug-rank=x", "invalid int value"),
+    ],
+)
+def test_debugging_a_rank_that_is_not_clear_is_refused(recipe, typed, message):
+    result = train(recipe, typed, RANK="0", WORLD_SIZE="2", LOCAL_RANK="0", MASTER_ADDR="x", MASTER_PORT="1")
+    assert result.returncode == 2 and message in result.stderr
+
+
+@pytest.mark.parametrize("mode", ["--dry-run", "--self-check"])
+def test_a_terminal_without_a_training_is_refused(recipe, mode):
+    result = train(recipe, "--debug-rank=0", mode)
+    assert result.returncode == 2 and "--debug-rank belongs to a training" in result.stderr
 
 
 @pytest.mark.parametrize("ranks", ["0", "-2"])
