@@ -53,6 +53,22 @@ REMEDIES = {
 }
 
 
+class _Mapped:
+    """A shard's files, mapped until this is forgotten; the index when it is first asked for."""
+
+    def __init__(self, shard: TokenFile, span: int) -> None:
+        self._shard = copy(shard)
+        self.tokens = self._shard.tokens
+        self.windows = as_strided(
+            self.tokens, (max(self.tokens.size - span + 1, 0), span), 2 * self.tokens.strides, writeable=False
+        )
+        """All runs of `span` tokens, as a view."""
+
+    @cached_property
+    def pointers(self) -> NDArray[np.int64]:
+        return self._shard.pointers
+
+
 class Rows:
     """Spans of S = T + 1 tokens in the shards of datasets.
 
@@ -67,13 +83,16 @@ class Rows:
         self.vocab_size = vocab_size
         shards = [shard for shards in datasets for shard in shards]
         self._shards = shards
-        # A copy of a shard keeps what it maps, and is dropped when others need the place: an eighth of the open files.
-        most_mapped = min(MOST_SHARDS_MAPPED, most_open_files() // 8)
-        self._opened = lru_cache(most_mapped)(lambda number: copy(shards[number]))
-        self._tokens_of = np.array([shard.token_count for shard in shards], np.int64)
-        self._shard_start = np.cumsum(self._tokens_of) - self._tokens_of
+        most_mapped = min(
+            MOST_SHARDS_MAPPED, most_open_files() // 8
+        )  # each with two files, train and valid: half of all
+        self._mapped = lru_cache(most_mapped)(lambda number: _Mapped(shards[number], row_length + 1))
+        self._sizes = [shard.token_count for shard in shards]
+        """Tokens of each shard."""
+        sizes = np.array(self._sizes, np.int64)
+        self._shard_start = np.cumsum(sizes) - sizes
         self._first_shard_K = [0, *accumulate(map(len, datasets))]
-        tokens_K = np.add.reduceat(self._tokens_of, self._first_shard_K[:-1])
+        tokens_K = np.add.reduceat(sizes, self._first_shard_K[:-1])
         self._dataset_start_K = np.cumsum(tokens_K) - tokens_K
         self.count_K = (tokens_K - 1) // row_length
         """Rows of each dataset."""
@@ -97,9 +116,9 @@ class Rows:
         Raises DataError at a token id outside the model's vocabulary.
         """
         shards, begins = address_N2.T.tolist()
-        span = self.row_length + 1
-        if len(set(shards)) == 1 and max(begins) + span <= self._tokens_of[shards[0]]:
-            token_NS = _windows(self._opened(shards[0]).tokens, span)[address_N2[:, 1]]
+        windows = self._mapped(shards[0]).windows
+        if len(set(shards)) == 1 and max(begins) < len(windows):
+            token_NS = windows[address_N2[:, 1]]
         else:
             spans = [self._span(shard, begin) for shard, begin in zip(shards, begins, strict=True)]
             token_NS = np.concatenate(spans).reshape(len(spans), -1)
@@ -109,7 +128,7 @@ class Rows:
 
     def read_part(self, shard: int, begin: int, end: int) -> NDArray[np.int64]:
         """Token ids of a shard from `begin` to `end`. Raises DataError at one outside the model's vocabulary."""
-        token_N = self._opened(shard).tokens[begin:end]
+        token_N = self._mapped(shard).tokens[begin:end]
         if token_N.size and self._is_outside_vocabulary(token_N):
             raise self._outside_vocabulary_at(shard, begin, end)
         return token_N.astype(np.int64)
@@ -122,16 +141,17 @@ class Rows:
     def document_at(self, shard: int, place: int) -> tuple[int, int, int]:
         """Shard, number in it and place there of the document that holds a token. The place is counted from the start of
         `shard` and may lie in a later one."""
-        while place >= self._tokens_of[shard]:
-            shard, place = shard + 1, place - int(self._tokens_of[shard])
-        opened = self._opened(shard)
-        return shard, bisect_right(opened.pointers, place * opened.tokens.itemsize) - 1, place
+        while place >= self._sizes[shard]:
+            shard, place = shard + 1, place - self._sizes[shard]
+        mapped = self._mapped(shard)
+        return shard, bisect_right(mapped.pointers, place * mapped.tokens.itemsize) - 1, place
 
     def document_bounds(self, shard: int, number: int) -> tuple[int, int]:
         """First token of a document in its shard, and the one after its last."""
-        pointers, tokens = self._opened(shard).pointers, self._opened(shard).tokens
-        end = int(pointers[number + 1]) // tokens.itemsize if number + 1 < len(pointers) else tokens.size
-        return int(pointers[number]) // tokens.itemsize, end
+        mapped = self._mapped(shard)
+        pointers, itemsize = mapped.pointers, mapped.tokens.itemsize
+        end = int(pointers[number + 1]) // itemsize if number + 1 < len(pointers) else self._sizes[shard]
+        return int(pointers[number]) // itemsize, end
 
     def documents_beside(self, shard: int) -> range:
         """Numbers of all documents of the shard's dataset, counted through all shards."""
@@ -169,7 +189,8 @@ class Rows:
         place = 0
         for row_shard, row_begin in address_N2.tolist():
             for shard, begin, end in self._pieces(row_shard, row_begin + 1, self.row_length):
-                pointers, itemsize = self._opened(shard).pointers, self._opened(shard).tokens.itemsize
+                mapped = self._mapped(shard)
+                pointers, itemsize = mapped.pointers, mapped.tokens.itemsize
                 low = bisect_left(pointers, begin * itemsize)
                 high = bisect_left(pointers, end * itemsize, low)
                 starts += [pointer // itemsize - begin + place for pointer in pointers[low:high].tolist()]
@@ -177,14 +198,16 @@ class Rows:
         return np.array(starts, np.int64)
 
     def _span(self, shard: int, begin: int) -> NDArray[np.integer]:
+        windows = self._mapped(shard).windows
+        if begin < len(windows):
+            return windows[begin]
         pieces = self._pieces(shard, begin, self.row_length + 1)
-        runs = [self._opened(piece).tokens[first:end] for piece, first, end in pieces]
-        return runs[0] if len(runs) == 1 else np.concatenate(runs)
+        return np.concatenate([self._mapped(piece).tokens[first:end] for piece, first, end in pieces])
 
     def _pieces(self, shard: int, begin: int, count: int) -> Iterator[tuple[int, int, int]]:
         """(shard, begin, end) of the runs that make up `count` tokens: one, or more where shards meet."""
         while count:
-            end = min(begin + count, int(self._tokens_of[shard]))
+            end = min(begin + count, self._sizes[shard])
             yield shard, begin, end
             count -= end - begin
             shard, begin = shard + 1, 0
@@ -193,20 +216,15 @@ class Rows:
         """The message for the first token id that the model has no embedding for."""
         for row_shard, row_begin in address_N2.tolist():
             for shard, begin, end in self._pieces(row_shard, row_begin, self.row_length + 1):
-                if self._is_outside_vocabulary(self._opened(shard).tokens[begin:end]):
+                if self._is_outside_vocabulary(self._mapped(shard).tokens[begin:end]):
                     return self._outside_vocabulary_at(shard, begin, end)
         raise AssertionError("no token id is outside the vocabulary")
 
     def _outside_vocabulary_at(self, shard: int, begin: int, end: int) -> DataError:
-        tokens = self._opened(shard).tokens[begin:end].astype(np.int64)
+        tokens = self._mapped(shard).tokens[begin:end].astype(np.int64)
         wrong = np.flatnonzero((tokens < 0) | (tokens >= self.vocab_size))
         return DataError(
             f"{self._shards[shard].prefix}.bin: token id {tokens[wrong[0]]:,} at position {begin + wrong[0]:,}, but "
             f"model.vocab_size is {self.vocab_size:,}; raise model.vocab_size to the tokenizer's size, or prepare the "
             "dataset again with the model's tokenizer"
         )
-
-
-def _windows(tokens: NDArray[np.integer], length: int) -> NDArray[np.integer]:
-    """All runs of `length` tokens, as a view [tokens.size - length + 1, length]."""
-    return as_strided(tokens, (max(tokens.size - length + 1, 0), length), 2 * tokens.strides, writeable=False)

@@ -1,5 +1,8 @@
 """What `python -m data inspect` shows of a dataset."""
 
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +22,6 @@ def report(folder: Path, documents: int = 3) -> str:
     manifest = Manifest.load(folder)
     tokenizer = load_tokenizer(folder)
     datasets = [open_dataset(folder, split) for split in SPLITS if manifest.splits.get(split)]
-    lengths = np.concatenate([shard.lengths for dataset in datasets for shard in dataset.shards])
     sections = [
         f"{folder}\n{summary(manifest)}",
         "sources\n"
@@ -29,16 +31,31 @@ def report(folder: Path, documents: int = 3) -> str:
         f"tokenizer\n  {tokenizer.vocab_size:,} tokens, end of document {tokenizer.eod_token!r} = {tokenizer.eod_id}, "
         f"fingerprint {tokenizer.fingerprint[:16]}\n  longest words: {_longest_words(tokenizer)}",
         "shards\n" + "\n".join(_shards(dataset) for dataset in datasets),
-        f"tokens in a document\n{histogram(lengths)}",
+        f"tokens in a document\n{histogram(*document_lengths(datasets))}",
         *_samples(datasets[0], tokenizer, documents),
     ]
     return "\n\n".join(sections)
 
 
-def histogram(lengths: np.ndarray) -> str:
+def document_lengths(datasets: Sequence[Dataset]) -> tuple[np.ndarray, np.ndarray]:
+    """The lengths in tokens that documents have, ascending, and the number of documents of each.
+
+    One shard's lengths are in memory and one index is mapped at a time: there may be 10^10 documents in 10,000 shards.
+    """
+    found: Counter[int] = Counter()
+    for dataset in datasets:
+        for shard in dataset.shards:
+            lengths, documents = np.unique(replace(shard).lengths, return_counts=True)
+            found.update(dict(zip(lengths.tolist(), documents.tolist(), strict=True)))
+    pairs = np.array(sorted(found.items()))
+    return pairs[:, 0], pairs[:, 1]
+
+
+def histogram(lengths: np.ndarray, documents: np.ndarray) -> str:
     """Bars of documents by length, one for each power of two; each line says how many and their share of the tokens."""
     bins = np.frexp(lengths)[1] - 1
-    counts, tokens = np.bincount(bins), np.bincount(bins, weights=lengths)
+    counts = np.bincount(bins, weights=documents).astype(np.int64)
+    tokens = np.bincount(bins, weights=lengths * documents)
     lines = []
     for power in range(int(bins.min()), len(counts)):
         bar = "█" * int(np.ceil(counts[power] / counts.max() * BAR_WIDTH))
@@ -46,7 +63,10 @@ def histogram(lengths: np.ndarray) -> str:
         lines.append(
             f"  {2**power:>10,} - {2 ** (power + 1) - 1:<10,} {counts[power]:>10,} {share:>6.1%} of tokens  {bar}"
         )
-    middle = f"  median {int(np.median(lengths)):,}, mean {lengths.mean():,.0f}, longest {int(lengths.max()):,}"
+    ends, total = np.cumsum(documents), int(documents.sum())
+    low, high = lengths[np.searchsorted(ends, [(total - 1) // 2, total // 2], side="right")]
+    mean = (lengths * documents).sum() / total
+    middle = f"  median {(low + high) // 2:,}, mean {mean:,.0f}, longest {lengths[-1]:,}"
     return "\n".join([*lines, middle])
 
 

@@ -5,6 +5,8 @@ import pytest
 from benchmarks.growth import Cost, Row, measure
 from benchmarks.scale import Sizes, all_rows, open_as, scale_config
 from benchmarks.sparse_corpus import write_sparse_corpus
+from tests.ranks import run_ranks
+from tests.workers.exchanges import exchanges_by_micro_batch_size
 
 SMALL = Sizes(
     ranks=(1, 4, 16, 64),
@@ -42,3 +44,9 @@ def test_all_ranks_together_look_at_each_shard_as_often_as_one_alone_would(tmp_p
     together = [measure(lambda rank=rank: open_as(config, rank, 20), repeats=1).files for rank in range(20)]
     without_shards = alone - 2 * 60
     assert sum(count - without_shards for count in together) == 2 * 60
+
+
+@pytest.mark.slow
+def test_a_step_exchanges_as_few_numbers_with_many_micro_batches_as_with_one():
+    """Valid targets, losses and whether to stop: each once a step, whatever the step and the accumulation."""
+    assert run_ranks(2, exchanges_by_micro_batch_size, [4, 1], 3) == [[[(3, 1)] * 3] * 2] * 2

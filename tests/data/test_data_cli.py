@@ -122,9 +122,13 @@ def test_help_is_quick_and_the_room_never_imports_torch():
 
 def test_the_histogram_counts_every_document_once():
     lengths = np.array([1, 2, 3, 4, 7, 8, 1000, 2**31 - 1])
-    lines = histogram(lengths).splitlines()
+    lines = histogram(lengths, np.ones(8, np.int64)).splitlines()
     rows = {line.split("█")[0].split(" of tokens")[0].strip(): line for line in lines[:-1]}
     counts = [int(line.split()[3].replace(",", "")) for line in rows.values()]
     assert sum(counts) == len(lengths)
     assert counts[:4] == [1, 2, 2, 1]
     assert lines[-1].endswith("median 5, mean 268,435,584, longest 2,147,483,647")
+    for documents in ([3, 1, 1], [1, 1, 4], [2, 1, 3]):
+        each = np.repeat([2, 5, 9], documents)
+        expected = f"median {int(np.median(each))}, mean {each.mean():,.0f}, longest 9"
+        assert histogram(np.array([2, 5, 9]), np.array(documents)).endswith(expected)
