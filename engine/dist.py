@@ -19,6 +19,7 @@ from torch import Tensor
 from config.errors import GroundworkError
 from config.rendezvous import device_index, rendezvous_environment
 from engine.connection_errors import is_connection_error, lost_connection, rendezvous_error
+from engine.memory_errors import is_out_of_memory, out_of_memory
 
 T = TypeVar("T")
 SLOW_START_SECONDS = 60.0
@@ -41,7 +42,7 @@ class World:
 def connected(timeout_seconds: float) -> Iterator[World]:
     """Join the process group, and leave it at the end if all ranks leave alike; else this would wait for them.
 
-    Raises CommunicationError where another rank, host or link has failed.
+    Raises CommunicationError where another rank, host or link has failed, and ConfigError where memory runs out.
     """
     world = connect(timeout_seconds)
     try:
@@ -50,6 +51,8 @@ def connected(timeout_seconds: float) -> Iterator[World]:
         if is_connection_error(error):
             port = int(os.environ["MASTER_PORT"])
             raise lost_connection(error, world.rank, world.hosts, timeout_seconds, port) from error
+        if is_out_of_memory(error):
+            raise out_of_memory(error, world.rank, world.hosts[world.rank]) from error
         if getattr(error, "everywhere", False):
             dist.destroy_process_group()
         raise
