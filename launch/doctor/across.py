@@ -34,7 +34,7 @@ def same_environment(found: Sequence[Mapping[str, str]], hosts: Sequence[str]) -
     told = [_told(name, groups) for name, groups in different.items() if len(groups) > 1]
     if told:
         fix = "export them in the job script before srun; pdsh and ssh take along only what ./.deepspeed_env names"
-        return fail("same environment", "; ".join(told), fix)
+        return warn("same environment", "; ".join(told), fix)
     return ok("same environment", f"NCCL's, gloo's and torch's variables agree on {_ranks(len(found))}")
 
 
@@ -94,6 +94,14 @@ def all_came(size: int, came: Sequence[int], hosts: Sequence[str], allocated: st
     fix = "see what they printed; a host that is down, another network (MASTER_ADDR) or a firewall keeps them away: "
     fix += "try `ssh HOST hostname` and `nc -zv MASTER_ADDR MASTER_PORT` from there"
     return [fail("ranks", found, fix)]
+
+
+def main_port(wanted: int, taken: int) -> list[Check]:
+    """`wanted` is where train.py will listen on rank 0's host, `taken` where this examination had to."""
+    if wanted == taken:
+        return []
+    fix = f"export another MASTER_PORT, or end what listens there: `ss -ltnp | grep :{wanted}` (an earlier run?)"
+    return [fail("MASTER_PORT", f"{wanted} is taken on rank 0's host: train.py could not start", fix)]
 
 
 def same_gpus(counts: Mapping[str, int]) -> list[Check]:

@@ -12,6 +12,9 @@ ALL_PAIRS = 16
 SLOW_LINK, SLOW_GPU, SLOW_CPU = 0.5, 0.85, 0.5
 """Shares of the median below which a link or a rank stands out."""
 
+Rates = dict[tuple[int, int], float]
+"""GB/s of pairs of ranks."""
+
 
 def bus_bandwidth(size: int, ranks: int, seconds: float) -> float:
     """GB/s that each link carries in a ring all-reduce of `size` bytes: 2 (n - 1) / n times size over time (nccl-tests,
@@ -85,21 +88,34 @@ def _broken(reports: Sequence[dict[str, Any] | None], hosts: Sequence[str], back
 
 
 def _links(reports: Sequence[dict[str, Any]], hosts: Sequence[str]) -> Check:
-    """Pairs far below the median of their kind (inside a host, between hosts); a rank whose pairs all are is named."""
-    name = "links"
-    rates = {(rank, peer): rate for rank, report in enumerate(reports) for peer, rate in report["pairs"]}
-    kinds: dict[str, dict[tuple[int, int], float]] = {"inside a host": {}, "between hosts": {}}
-    for pair, rate in rates.items():
-        kinds["inside a host" if hosts[pair[0]] == hosts[pair[1]] else "between hosts"][pair] = rate
-    slow = {p: r for kind in kinds.values() for p, r in kind.items() if r < SLOW_LINK * median(kind.values())}
-    found = ", ".join(f"{kind} {_span(list(pairs.values()))} GB/s" for kind, pairs in kinds.items() if pairs)
+    """Pairs far below the median of their kind, inside a host or between hosts; the slowest one is named."""
+    kinds: dict[str, Rates] = {"inside a host": {}, "between hosts": {}}
+    for rank, report in enumerate(reports):
+        for peer, rate in report["pairs"]:
+            kinds["inside a host" if hosts[rank] == hosts[peer] else "between hosts"][rank, peer] = rate
+    kinds = {kind: rates for kind, rates in kinds.items() if rates}
+    found = f"{counted(sum(map(len, kinds.values())), 'pair')}: "
+    found += ", ".join(f"{kind} {_span(list(rates.values()))} GB/s" for kind, rates in kinds.items())
+    slow = [_slowest(kind, rates, hosts) for kind, rates in kinds.items() if _stand_out(rates)]
     if not slow:
-        return ok(name, f"{counted(len(rates), 'pair')}: {found}")
-    worst = min(slow, key=lambda pair: slow[pair])
-    guilty = [r for r in worst if all(p in slow for p in rates if r in p) and sum(r in p for p in rates) > 1]
-    where = f"rank {guilty[0]} on {hosts[guilty[0]]}, all its pairs" if guilty else _pair(worst, hosts)
+        return ok("links", found)
     fix = "look at that host's card, cable and switch port (ibstat, ethtool, nvidia-smi topo -m), or leave it out (--exclude)"
-    return warn(name, f"{found}; slowest: {where} ({slow[worst]:.2f} GB/s)", fix)
+    return warn("links", f"{found}; slowest: {'; '.join(slow)}", fix)
+
+
+def _stand_out(rates: Rates) -> Rates:
+    return {pair: rate for pair, rate in rates.items() if rate < SLOW_LINK * median(rates.values())}
+
+
+def _slowest(kind: str, rates: Rates, hosts: Sequence[str]) -> str:
+    """The slowest pair, or the one rank of it whose every pair is slow."""
+    slow = _stand_out(rates)
+    worst = min(slow, key=lambda pair: slow[pair])
+    for rank in worst:
+        pairs = [pair for pair in rates if rank in pair]
+        if len(pairs) > 1 and all(pair in slow for pair in pairs):
+            return f"rank {rank} on {hosts[rank]} in all its pairs {kind} ({slow[worst]:.3g} GB/s)"
+    return " and ".join(f"rank {rank} on {hosts[rank]}" for rank in worst) + f" ({slow[worst]:.3g} GB/s)"
 
 
 def _rates(reports: Sequence[dict[str, Any] | None], hosts: Sequence[str]) -> list[Check]:
@@ -124,7 +140,3 @@ def _span(values: Sequence[float]) -> str:
 def _places(ranks: Sequence[int], hosts: Sequence[str]) -> str:
     on = fold_names(sorted({hosts[rank] for rank in ranks}))
     return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks[:16]))}{' …' * (len(ranks) > 16)} on {on}"
-
-
-def _pair(pair: tuple[int, int], hosts: Sequence[str]) -> str:
-    return " and ".join(f"rank {rank} on {hosts[rank]}" for rank in pair)

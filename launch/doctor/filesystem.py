@@ -9,6 +9,7 @@ from pathlib import Path
 
 from config.plan import gigabytes
 from launch.doctor.check import Check, fail, ok, skip, warn
+from launch.doctor.fold import fold_names
 
 GB = 1e9
 BLOCK = 4 * 2**20
@@ -66,9 +67,9 @@ class Letters:
             path.unlink(missing_ok=True)
         writes = written / seconds / 1e6
         found = f"{writes:,.0f} MB/s written, {read / reading / 1e6:,.0f} MB/s read"
-        if checkpoint_bytes:
+        if checkpoint_bytes > written / seconds:  # more than a second
             found += f"; a checkpoint of {gigabytes(checkpoint_bytes)} written by one host takes "
-            found += f"{checkpoint_bytes / 1e6 / writes:,.1f} s"
+            found += f"{checkpoint_bytes / 1e6 / writes:,.0f} s"
         if writes < 50:
             return warn(name, found, "save less often (checkpoint.every_steps) or run on faster storage")
         return ok(name, found)
@@ -95,7 +96,8 @@ def judge_letters(letters: Letters, missing: list[int], waited: float, host_of: 
     if hosts == 1:
         return skip(name, "one host")
     if missing:
-        found = f"{letters.folder}: what {', '.join(host_of[rank] for rank in missing)} wrote did not appear in {waited:.0f} s"
+        who = "any other host" if len(missing) == hosts - 1 else fold_names([host_of[rank] for rank in missing])
+        found = f"{letters.folder}: what {who} wrote did not appear in {waited:.0f} s"
         return fail(name, found, SHARE_IT)
     if waited > 2:
         fix = "mount it with a shorter attribute cache (actimeo=1): resuming right after a save may miss the newest"

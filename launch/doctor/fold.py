@@ -3,7 +3,8 @@
 import re
 from collections.abc import Sequence
 
-NUMBER = re.compile(r"\d[\d,]*\.?\d*(?<!,)")
+NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)*(?<!,)")
+"""A whole number, a decimal one or an address."""
 
 
 def counted(number: int, noun: str) -> str:
@@ -48,5 +49,10 @@ def merge(texts: Sequence[str]) -> str | None:
 
 
 def _span(column: Sequence[str]) -> str:
-    ordered = sorted(set(column), key=lambda text: float(text.replace(",", "")))
+    ordered = sorted(set(column), key=_size)
     return ordered[0] if len(ordered) == 1 else f"{ordered[0]}–{ordered[-1]}"
+
+
+def _size(text: str) -> tuple[float, ...]:
+    plain = text.replace(",", "")
+    return (float(plain),) if plain.count(".") < 2 else tuple(map(float, plain.split(".")))

@@ -12,6 +12,8 @@ from launch.doctor.check import Check, fail, ok, skip, warn
 
 PCI = Path("/sys/bus/pci/devices")
 VENDORS = {"0x10de": "NVIDIA", "0x1002": "AMD"}
+COMPUTES = {"0x10de": ("0x0300", "0x0302"), "0x1002": ("0x0302", "0x0380", "0x1200")}
+"""PCI classes by vendor: AMD's 0x0300 may be the graphics inside a processor."""
 HARMLESS = ("gpu_idle", "applications_clocks_setting", "sw_power_cap", "sync_boost", "display_clocks_setting")
 """Reasons for lower clocks that are no fault: idle, as set, or at the power limit under load."""
 
@@ -23,21 +25,22 @@ class GPUs(NamedTuple):
     checks: list[Check]
 
 
-def find_gpus(pci: Path = PCI) -> GPUs:
+def find_gpus(pci: Path = PCI, devices: Path = Path("/dev")) -> GPUs:
     """The host's GPUs. Cards on the bus that no driver answers for are a fail, not a CPU host."""
-    vendor = vendor_on_the_bus(pci)
+    vendor, driven = vendor_on_the_bus(pci), (devices / "nvidia0").exists() or (devices / "kfd").exists()
     if shutil.which("nvidia-smi"):
         result = subprocess.run(["nvidia-smi", "-q", "-x"], capture_output=True, text=True)
         if result.returncode == 0:
             return judge_nvidia(result.stdout)
-        problem = (result.stdout + result.stderr).strip().splitlines()
-        fix = "reload or reinstall the driver (`dmesg | grep -i nvrm` tells why); after an upgrade reboot the host"
-        return GPUs(0, "", [fail("driver", f"nvidia-smi: {problem[0] if problem else result.returncode}", fix)])
+        if vendor or driven:
+            problem = " ".join((result.stdout + result.stderr).split()) or f"ended with {result.returncode}"
+            fix = "reload or reinstall the driver (`dmesg | grep -i nvrm` tells why); after an upgrade reboot the host"
+            return GPUs(0, "", [fail("driver", f"nvidia-smi: {problem[:300]}", fix)])
     if shutil.which("rocm-smi"):
         return _amd()
-    if Path("/dev/nvidia0").exists():
-        fix = "start the container with NVIDIA_DRIVER_CAPABILITIES=compute,utility"
-        return GPUs(0, "", [warn("driver", "/dev/nvidia0 exists, nvidia-smi does not: GPUs were not looked at", fix)])
+    if driven:
+        fix = "in a container NVIDIA_DRIVER_CAPABILITIES=compute,utility brings nvidia-smi; rocm-smi comes with ROCm"
+        return GPUs(0, "", [warn("driver", "loaded, but nvidia-smi or rocm-smi is missing to ask it", fix)])
     if vendor:
         fix = "install or load its driver (modprobe nvidia, amdgpu); in a container pass the GPUs in (docker run --gpus all)"
         return GPUs(0, "", [fail("driver", f"a GPU of {vendor} is on the PCI bus and has no driver", fix)])
@@ -52,13 +55,13 @@ def visible_gpus(environ: Mapping[str, str], devices: Path = Path("/dev")) -> in
 
 
 def vendor_on_the_bus(pci: Path) -> str:
-    """NVIDIA or AMD if a display or compute card of theirs is plugged in, else an empty string."""
+    """NVIDIA or AMD if a card of theirs that computes is plugged in, else an empty string."""
     for device in sorted(pci.glob("*")) if pci.is_dir() else []:
-        kind, vendor = ((device / name) for name in ("class", "vendor"))
-        if kind.exists() and kind.read_text().startswith(("0x0302", "0x0300", "0x1200")):
-            name = VENDORS.get(vendor.read_text().strip(), "")
-            if name:
-                return name
+        kind, vendor = (
+            file.read_text().strip() if file.exists() else "" for file in (device / "class", device / "vendor")
+        )
+        if kind.startswith(COMPUTES.get(vendor, ("none",))):
+            return VENDORS[vendor]
     return ""
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from launch.doctor.check import Check, fail, ok, skip, warn
-from launch.doctor.fold import counted
+from launch.doctor.fold import counted, fold_names
 
 ANSWER = b"groundwork"
 FULL_MESH = 64
@@ -115,13 +115,23 @@ def ports(me: int, endpoints: list[Endpoint]) -> Check:
     called = [endpoints[other] for other in to_call(me, len(endpoints))]
     with ThreadPoolExecutor(len(called)) as pool:
         answers = list(pool.map(call, called))
-    closed = [f"{e.host} ({e.address}:{e.port}): {why}" for e, why in zip(called, answers, strict=True) if why]
+    closed: dict[str, list[Endpoint]] = {}
+    for endpoint, why in zip(called, answers, strict=True):
+        if why:
+            closed.setdefault(why, []).append(endpoint)
     if not closed:
         return ok("ports", f"free TCP ports of {counted(len(called), 'other host')} answer")
     low, high = (PORTS.read_text() if PORTS.exists() else "32768 60999").split()
     fix = f"let TCP ports {low}–{high} through between the nodes: NCCL and gloo listen on any of them; or choose the open "
     fix += "network with NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME"
-    return fail("ports", f"cannot reach {'; '.join(closed)}", fix)
+    told = [f"{_places(ends, len(called))}: {why}" for why, ends in closed.items()]
+    return fail("ports", f"cannot reach {'; '.join(told)}", fix)
+
+
+def _places(endpoints: list[Endpoint], called: int) -> str:
+    if len(endpoints) == 1:
+        return "{} ({}:{})".format(*endpoints[0])
+    return "any other host" if len(endpoints) == called else fold_names([endpoint.host for endpoint in endpoints])
 
 
 def _read(file: Path) -> str:

@@ -40,7 +40,7 @@ def fold(findings: Sequence[Finding]) -> list[Line]:
 
 
 def text(findings: Sequence[Finding], hosts: Sequence[str], ranks: int, seconds: float) -> str:
-    """All findings in order, then once more those that need somebody, the worst first."""
+    """All findings in order, with their hosts unless they hold on all; then the names of those that need somebody."""
     lines = fold(findings)
     width = max(len(line.check.name) for line in lines)
     body = [shown(line, width, len(hosts)) for line in lines]
@@ -56,7 +56,7 @@ def text(findings: Sequence[Finding], hosts: Sequence[str], ranks: int, seconds:
 
 def shown(line: Line, width: int, hosts: int) -> str:
     check = line.check
-    where = "" if not line.hosts or hosts == 1 else f"  [{_hosts(line.hosts, hosts)}]"
+    where = f"  [{_hosts(line.hosts)}]" if 0 < len(set(line.hosts)) < hosts else ""
     lead = f"{check.status:<5}{check.name:<{width}}  "
     body = textwrap.fill(check.found + where, WIDTH, initial_indent=lead, subsequent_indent=" " * len(lead))
     if not check.fix:
@@ -69,13 +69,12 @@ def shown(line: Line, width: int, hosts: int) -> str:
     )
 
 
-def _hosts(names: Sequence[str], hosts: int) -> str:
-    different = list(dict.fromkeys(names))
-    return f"all {hosts} hosts" if len(different) == hosts else f"{fold_names(different)}"
+def _hosts(names: Sequence[str]) -> str:
+    return fold_names(list(dict.fromkeys(names)))
 
 
 def _where(line: Line, hosts: int) -> str:
-    on = f" on {_hosts(line.hosts, hosts)}" if line.hosts and hosts > 1 else ""
+    on = f" on {_hosts(line.hosts)}" if 0 < len(set(line.hosts)) < hosts else ""
     return f"{line.check.status} {line.check.name}{on}"
 
 

@@ -10,7 +10,7 @@ from launch.doctor import across
 from launch.doctor.check import Check
 from launch.doctor.environment import settings_of_all
 from launch.doctor.packages import versions
-from launch.doctor.ranks import Ranks
+from launch.doctor.ranks import Ranks, job_ports
 
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 ABSENT = "?"
@@ -91,6 +91,7 @@ def _agreement(
     allocated = environ.get("SLURM_JOB_NODELIST", "")
     return [
         *across.all_came(ranks.size, [one["rank"] for one in came], roster.hosts, allocated, seconds),
+        *across.main_port(job_ports(environ)[0], ranks.port),
         *across.one_host_one_name([one["host"] for one in nodes], [one["boot"] for one in nodes]),
         across.clocks({roster.host_of[rank]: ranks.clock(rank) for rank in roster.leaders if rank}),
         *across.same_packages([one["packages"] for one in came], hosts),

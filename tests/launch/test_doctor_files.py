@@ -1,0 +1,117 @@
+"""The doctor on disks. A full one is a real small tmpfs where root may mount it, else told by a false statvfs."""
+
+import os
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from launch.doctor import filesystem
+from launch.doctor.filesystem import Letters
+
+MB = 10**6
+
+
+def two_ranks(first: Path, second: Path) -> tuple[Letters, Letters]:
+    pair = Letters(first, 0), Letters(second, 1)
+    for letters in pair:
+        letters.write("1234")
+    return pair
+
+
+def test_a_folder_that_two_hosts_share(tmp_path):
+    pair = two_ranks(tmp_path / "runs/new", tmp_path / "runs/new")  # not made yet: its parent is looked at
+    for letters, other in zip(pair, (1, 0), strict=True):
+        missing, waited = letters.wait_for([other], 1.0)
+        check = filesystem.judge_letters(letters, missing, waited, ["n0", "n1"], 2)
+        assert check.status == "ok" and str(tmp_path) in check.found
+    for letters in pair:
+        letters.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_each_host_has_for_itself(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    here, _ = two_ranks(tmp_path / "a", tmp_path / "b")
+    missing, waited = here.wait_for([1, 2], 0.1)
+    assert missing == [1, 2]
+    check = filesystem.judge_letters(here, missing, waited, ["n0", "n1", "n2"], 3)
+    assert check.status == "fail" and "what any other host wrote did not appear" in check.found
+    check = filesystem.judge_letters(here, [2], waited, ["n0", "n1", "n2"], 3)
+    assert "what n2 wrote did not appear" in check.found
+
+
+def test_files_of_an_earlier_examination_do_not_count(tmp_path):
+    here, there = two_ranks(tmp_path, tmp_path)
+    there.remove()
+    there.write("an older one")
+    assert here.wait_for([1], 0.1)[0] == [1]
+
+
+def test_slow_appearance_is_a_warning(tmp_path):
+    here, _ = two_ranks(tmp_path, tmp_path)
+    assert filesystem.judge_letters(here, [], 4.0, ["n0", "n1"], 2).status == "warn"
+
+
+def test_disk_speed_leaves_nothing_behind(tmp_path):
+    here = Letters(tmp_path, 0)
+    check = here.speed(checkpoint_bytes=10**13)
+    assert check.name == "disk speed" and "a checkpoint of 10,000.00 GB written by one host takes" in check.found
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 20 MB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_room_for_checkpoints(small_disk):
+    def status(checkpoint: int) -> str:
+        return filesystem.run_folder(small_disk / "runs/mine", checkpoint, keep=3).status
+
+    assert [status(size) for size in (4 * MB, 10 * MB, 30 * MB)] == ["ok", "warn", "fail"]
+    (small_disk / "old").write_bytes(bytes(18 * MB))
+    assert status(4 * MB) == "fail"
+
+
+def test_a_disk_that_is_full_while_its_speed_is_measured(small_disk):
+    with pytest.raises(OSError, match="No space left"):
+        Letters(small_disk, 0).speed(0)
+    assert list(small_disk.iterdir()) == []
+
+
+def disk(free: float, files: int = 10**6):
+    return lambda folder: SimpleNamespace(f_bavail=free, f_frsize=1, f_files=10**7, f_favail=files)
+
+
+def test_a_disk_without_inodes_or_a_full_cache(tmp_path):
+    assert filesystem.run_folder(tmp_path, MB, 3, disk(1e12)).status == "ok"
+    check = filesystem.run_folder(tmp_path, MB, 3, disk(1e12, files=10))
+    assert check.status == "fail" and "10 more files" in check.found
+    assert filesystem.caches({"HOME": str(tmp_path)}, disk(1e12)).status == "ok"
+    check = filesystem.caches({"HF_HOME": "/big/hf"}, disk(1e8))
+    assert check.status == "warn" and "HF_HOME (/big/hf) 0.1 GB free" in check.found
+
+
+def test_a_folder_without_the_right_to_write(monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    check = filesystem.run_folder(tmp_path / "runs", 0, 3)
+    assert check.status == "fail" and f"no right to write in {tmp_path}" in check.found
+
+
+def test_datasets(tmp_path):
+    assert filesystem.dataset(tmp_path / "none").status == "fail"
+    check = filesystem.dataset(tmp_path)
+    assert check.status == "fail" and "has no manifest.json" in check.found
+    (tmp_path / "manifest.json").write_text("{}")
+    first = filesystem.dataset(tmp_path)
+    (tmp_path / "manifest.json").write_text("{ }")
+    assert first.status == "ok" and filesystem.dataset(tmp_path).found != first.found
