@@ -121,12 +121,14 @@ def train(command: CommandLine, stream: "Stream", tokenizer: "Tokenizer") -> int
                     monitor.validation(state.step, engine.evaluate(held_out))
                     if config.monitor.sample_tokens and config.objective.name in WRITE_TEXT:
                         monitor.sample(state.step, sample_text(engine, tokenizer, state.step))
-                if stopping or config.checkpoint.is_due(state.step, last):
+                if config.checkpoint.is_due(state.step, last, bool(stopping)):
                     path = save(run.checkpoints, engine.deepspeed, state, documents, world, config.checkpoint.keep_last)
                 if stopping and state.step < last:
+                    saves = config.checkpoint.every_steps > 0
                     monitor.say(
-                        f"stopped after step {state.step:,} and saved {path}, {stop.reason(stopping)}; the same command "
-                        "continues from there"
+                        f"stopped after step {state.step:,} and saved {path if saves else 'nothing'}, "
+                        + stop.reason(stopping)
+                        + "; the same command continues from there" * saves
                     )
                     return exit_code(stopping)
     if world.is_main:

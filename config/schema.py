@@ -160,15 +160,15 @@ class EngineSection(Section):
 class CheckpointSection(Section):
     """What survives."""
 
-    every_steps: PositiveInt = 500
-    """Steps between checkpoints; the last step and every stop save too."""
+    every_steps: NonNegativeInt = 500
+    """Steps between checkpoints; the last step and every stop save too. 0 saves nothing, for measuring."""
     keep_last: PositiveInt = 3
     """Newest checkpoints kept; older ones are deleted."""
     reserve_seconds: NonNegativeFloat = 60.0
     """Seconds left at the end of a SLURM allocation, beyond two of the longest steps with their saves, for a run to stop."""
 
-    def is_due(self, step: int, last: int) -> bool:
-        return step == last or step % self.every_steps == 0
+    def is_due(self, step: int, last: int, stopping: bool) -> bool:
+        return self.every_steps > 0 and (stopping or step == last or step % self.every_steps == 0)
 
 
 class ValidationSection(Section):

@@ -92,6 +92,8 @@ def summary(config: RunConfig, run_folder: Path, recipe: str) -> str:
             lines[0] += f" (perplexity {losses[-1]['validation_perplexity']:,.2f})"
     if samples:
         lines += ["sample:", *("  | " + line for line in samples[-1].splitlines())]
+    if not config.checkpoint.every_steps:
+        return "\n".join([*lines, "nothing was saved, as checkpoint.every_steps is 0"])
     checkpoint = committed(run_folder / "checkpoints")[-1]
     steps = 2 * config.schedule.steps
     consent = "" if config.schedule.name in ENDLESS else " run.accept_changes=true"

@@ -152,3 +152,11 @@ def test_only_the_newest_checkpoints_are_kept(recipe, tmp_path):
     assert sorted(p.name for p in folder.glob("step_*")) == ["step_00000010", "step_00000012"]
     assert (folder / "latest").read_text().strip() == "step_00000012"
     assert not [name for name in os.listdir(folder) if name.startswith(".tmp")]
+
+
+def test_a_run_that_saves_nothing_says_so(recipe, tmp_path):
+    result = train(recipe, "checkpoint.every_steps=0")
+    assert result.returncode == 0, result.stderr
+    assert "nothing was saved, as checkpoint.every_steps is 0" in result.stdout
+    assert not list((tmp_path / "runs/tiny/checkpoints").glob("*"))
+    assert len(losses(tmp_path / "runs/tiny")) == 12
