@@ -42,7 +42,7 @@ class World:
 def connected(timeout_seconds: float) -> Iterator[World]:
     """Join the process group, and leave it at the end if all ranks leave alike; else this would wait for them.
 
-    Raises CommunicationError where another rank, host or link has failed, and ConfigError where memory runs out.
+    Raises CommunicationError where another rank, host or link has failed, and OutOfMemory where memory runs out.
     """
     world = connect(timeout_seconds)
     try:

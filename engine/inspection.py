@@ -9,7 +9,8 @@ from data.stream import Stream
 from engine.checkpoint import RunState
 from engine.engine import Engine, TrainingError
 from engine.localise import Finding, first_not_finite
-from engine.memory import OutOfMemory, account_of_step, explain_out_of_memory, is_out_of_memory
+from engine.memory import account_of_step, explain_out_of_memory
+from engine.memory_errors import OutOfMemory, is_out_of_memory
 from engine.profiling import Tracer
 from engine.runs import Say
 from engine.statistics import Statistics

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from config import RunConfig
 from config.derive import derive
 from config.ds_json import deepspeed_json, resolve_precision
-from config.errors import GroundworkError
 from config.memory import estimate_memory
 from engine.device import device_info
 from engine.engine import Engine
@@ -26,10 +25,6 @@ Storages = dict[int, int]
 
 HISTORY = 1_000_000
 """Allocations and releases that a GPU's snapshot holds at most."""
-
-
-class OutOfMemory(GroundworkError):
-    """A rank's device, or on a CPU its host, has no memory left."""
 
 
 @contextmanager
@@ -114,10 +109,6 @@ def storages(tensors: Iterable[Any]) -> Storages:
             if storage.data_ptr():
                 found[storage.data_ptr()] = storage.nbytes()
     return found
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def explain_out_of_memory(error: RuntimeError, engine: Engine, step: int, folder: Path) -> str:

@@ -4,7 +4,11 @@ import re
 
 import torch
 
-from config.errors import ConfigError
+from config.errors import GroundworkError
+
+
+class OutOfMemory(GroundworkError):
+    """A rank's device, or on a CPU its host, has no memory left."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -14,9 +18,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
-def out_of_memory(error: BaseException, rank: int, host: str) -> ConfigError:
+def out_of_memory(error: BaseException, rank: int, host: str) -> OutOfMemory:
+    """Outside a step, as while the model is built; in a step engine/memory.py says more."""
     wanted = re.search(r"tried to allocate ([\d.]+ ?\w+)", str(error), re.IGNORECASE)
-    return ConfigError(
+    return OutOfMemory(
         f"rank {rank} on {host} is out of memory{f' (it asked for {wanted[1]} more)' if wanted else ''}: "
         "python -m launch plan RECIPE tells what fits and is fastest: a smaller batch.micro_batch_size, "
         "engine.activation_checkpointing selective or full, another engine.ds_config, or more devices"
