@@ -87,7 +87,7 @@ def dry_run(config: RunConfig, ranks: int | None, environ: Mapping[str, str]) ->
     device = cpu_info() if here else DeviceInfo("gpu", "a GPU with bf16", fast_bf16=True, fp16=True)
     derived = derive(config, ranks or world_size(environ))
     precision = resolve_precision(config, device)
-    text = plan(config, derived, deepspeed_json(config, derived, precision.value, device))
+    text = plan(config, derived, deepspeed_json(config, derived, precision.value, device), device)
     other = "" if ranks else "; --ranks N plans for N GPUs"
     return f"{text}\nplanned for {device.name}{other}; nothing was started"
 

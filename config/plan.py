@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
+from config.block_memory import FP32
 from config.count import FLOPS_CONVENTION
 from config.derive import Derived, ranks_in_words
-from config.memory import FP32, Memory, estimate_memory, moments
+from config.device import DeviceInfo
+from config.memory import Memory, estimate_memory
 from config.schema import RunConfig
+from config.zero_memory import moments
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Plan:
             ("", f"({FLOPS_CONVENTION})"),
             ("memory per rank, about", f"{gigabytes(sum(self.memory.device.values())):>16}"),
             *_sizes(self.memory.device),
+            ("", f"(at its fullest, {self.memory.moment})"),
             *(
                 [("host memory per rank", f"{gigabytes(sum(self.memory.host.values())):>16}")]
                 if self.memory.host
@@ -56,8 +60,8 @@ class Plan:
         ]
 
 
-def plan(config: RunConfig, derived: Derived, ds_json: dict[str, Any]) -> Plan:
-    """`ds_json` as filled by `deepspeed_json`: it holds the resolved precision and the ZeRO stage."""
+def plan(config: RunConfig, derived: Derived, ds_json: dict[str, Any], device: DeviceInfo | None = None) -> Plan:
+    """`ds_json` as filled by `deepspeed_json`: it holds the resolved precision and the ZeRO stage. Without a device, for GPUs."""
     precision = next((p for p in ("bf16", "fp16") if ds_json[p]["enabled"]), None)
     precision = precision or ("bf16_autocast" if ds_json["torch_autocast"]["enabled"] else "fp32")
     stage = ds_json["zero_optimization"]["stage"]
@@ -65,7 +69,7 @@ def plan(config: RunConfig, derived: Derived, ds_json: dict[str, Any]) -> Plan:
         name=f"{config.run.name}: {_ranks(config, derived)}, ZeRO stage {stage}, {precision}",
         derived=derived,
         steps=config.schedule.steps,
-        memory=estimate_memory(config, derived, ds_json),
+        memory=estimate_memory(config, derived, ds_json, device=device),
         checkpoint_bytes=FP32 * (derived.parameters.total + moments(config.optimizer, derived.parameters)),
         keep_last=config.checkpoint.keep_last,
     )

@@ -141,6 +141,7 @@ class _ChunkedLoss(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None, None]:
         grad_hidden, grad_weight, grad_bias = ctx.gradients
-        grad_weight = (grad_weight * grad_total).to(ctx.weight_dtype)
-        grad_bias = None if grad_bias is None else (grad_bias * grad_total).to(ctx.weight_dtype)
-        return grad_hidden * grad_total, grad_weight, grad_bias, None, None
+        del ctx.gradients  # else they would live as long as the loss, through the optimiser's step
+        grad_weight = grad_weight.mul_(grad_total).to(ctx.weight_dtype)
+        grad_bias = None if grad_bias is None else grad_bias.mul_(grad_total).to(ctx.weight_dtype)
+        return grad_hidden.mul_(grad_total), grad_weight, grad_bias, None, None
