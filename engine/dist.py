@@ -96,9 +96,11 @@ def connect(timeout_seconds: float, environ: MutableMapping[str, str] = os.envir
 @contextmanager
 def _announced_if_slow(environ: Mapping[str, str], timeout_seconds: float) -> Iterator[None]:
     """One rank of each node says what it waits for."""
-    place = f"{environ['MASTER_ADDR']}:{environ['MASTER_PORT']}"
-    text = f"rank {environ['RANK']} on {socket.gethostname()} waits for all {environ['WORLD_SIZE']} ranks at {place}, up to "
-    timer = threading.Timer(SLOW_START_SECONDS, print, [f"{text}{timeout_seconds:g} s (engine.communication_timeout)"])
+    text = (
+        f"rank {environ['RANK']} on {socket.gethostname()} waits for all {environ['WORLD_SIZE']} ranks at "
+        f"{environ['MASTER_ADDR']}:{environ['MASTER_PORT']}, up to {timeout_seconds:g} s (engine.communication_timeout)"
+    )
+    timer = threading.Timer(SLOW_START_SECONDS, print, [text], {"flush": True})
     timer.daemon = True
     if environ["LOCAL_RANK"] == "0":
         timer.start()

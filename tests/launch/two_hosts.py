@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, environment
 
 NAMES = ("h1", "h2")
 ADDRESSES = {"h1": "10.77.0.1", "h2": "10.77.0.2"}
@@ -52,12 +52,22 @@ class Host:
 
     def start(self, *command: str | Path, **options) -> subprocess.Popen:
         """Start a command on this host, in a session of its own; its output is one text."""
-        options = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, **options}
-        return subprocess.Popen([*enter(self.init), *map(str, command)], start_new_session=True, **options)
+        options = {
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.STDOUT,
+            "text": True,
+            "env": environment(),
+            **options,
+        }
+        here = ["env", "-C", str(options.pop("cwd", ROOT))]
+        return subprocess.Popen([*enter(self.init), *here, *map(str, command)], start_new_session=True, **options)
 
     def run(self, *command: str | Path, timeout: float = 120, **options) -> subprocess.CompletedProcess:
-        process = self.start(*command, **options)
-        return finish(process, timeout)
+        return finish(self.start(*command, **options), timeout)
+
+    def kill(self, text: str) -> None:
+        """End every process whose command holds `text` at once, as a power cut would."""
+        self.run("pkill", "-9", "-f", text)
 
 
 @dataclass(frozen=True)
