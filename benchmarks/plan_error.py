@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import yaml
@@ -126,29 +126,32 @@ def error(run: Run) -> float:
 
 
 def show(runs: Iterable[Run]) -> None:
-    """Print a Markdown table and what it comes to."""
-    print("| run (T, micro-batch x accumulation) | source | device | measured | predicted | error |")
+    """Print each run, and errors by source, as Markdown tables."""
+    off = [(run, error(run)) for run in runs]
+    print("| run (T, micro-batch x accumulation) | source | devices | measured | predicted | error |")
     print("| --- | --- | --- | --- | --- | --- |")
-    errors: dict[bool, list[float]] = {True: [], False: []}
-    for run in runs:
-        off = error(run)
-        errors[run.calibrated].append(off)
-        mark = " (c)" if run.calibrated else ""
-        device = f"{run.gpus} x {run.accelerator.name}"
-        print(
-            f"| {run.name} | {run.source}{mark} | {device} | {run.measured:,.0f} | {run.measured * (1 + off):,.0f} | {off:+.0%} |"
-        )
-    for kind, some in (
-        ("calibrated (c)", errors[True]),
-        ("held out", errors[False]),
-        ("all", errors[True] + errors[False]),
-    ):
-        sizes = [abs(off) for off in some]
-        if sizes:
-            within = sum(size <= 0.2 for size in sizes)
-            print(
-                f"\n{kind}: median {median(sizes):.1%}, worst {max(sizes):.1%}, within 20 %: {within} of {len(sizes)}, mean {sum(some) / len(some):+.1%}"
-            )
+    for run, relative in off:
+        source = run.source + (" (c)" if run.calibrated else "")
+        speeds = f"{run.measured:,.0f} | {run.measured * (1 + relative):,.0f} | {relative:+.0%}"
+        print(f"| {run.name} | {source} | {run.gpus} x {run.accelerator.name} | {speeds} |")
+    groups: dict[str, list[tuple[Run, float]]] = {}
+    for run, relative in off:
+        kind = f"{run.source} on {run.accelerator.name.split('-')[0]}"
+        for group in (kind, "calibrated (c)" if run.calibrated else "held out", "all"):
+            groups.setdefault(group, []).append((run, relative))
+    print(
+        "\n| runs | number | devices | median error | mean | worst | within 20 % |\n| --- | --- | --- | --- | --- | --- | --- |"
+    )
+    for name, some in sorted(groups.items(), key=lambda item: (item[0] in ("held out", "all"), item[0])):
+        print(f"| {name} | {len(some)} | {_summary(some)} |")
+
+
+def _summary(off: list[tuple[Run, float]]) -> str:
+    devices, errors = [run.gpus for run, _ in off], [relative for _, relative in off]
+    sizes = [abs(relative) for relative in errors]
+    count = f"{min(devices)}" if min(devices) == max(devices) else f"{min(devices)}-{max(devices)}"
+    within = sum(size <= 0.2 for size in sizes)
+    return f"{count} | {median(sizes):.1%} | {mean(errors):+.1%} | {max(errors, key=abs):+.0%} | {within}"
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from config.bert_schema import BertConfig
-from config.memory import FP32
+from config.block_memory import FP32
 from config.objective_schema import Contrastive, MaskedLM, RowShape, row_shape
 from config.schema import RunConfig
 from config.t5_schema import T5Config

@@ -9,9 +9,9 @@ within `stage3_max_reuse_distance` numbers.
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
+from config.block_memory import FP32
 from config.count import ParameterCounts
 from config.derive import Derived
-from config.memory import FP32
 from config.objective_schema import row_shape
 from config.schema import RunConfig
 from config.t5_schema import T5Config

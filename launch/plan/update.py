@@ -2,10 +2,11 @@
 
 from typing import Any
 
+from config.block_memory import FP32
 from config.derive import Derived
 from config.hardware import Accelerator
-from config.memory import FP32, moments
 from config.schema import RunConfig
+from config.zero_memory import moments
 from launch.plan.device import Device
 from launch.plan.traffic import rank_parameters
 
