@@ -12,7 +12,7 @@ from config.block_memory import FP32
 from config.objective_schema import Contrastive, MaskedLM, RowShape, row_shape
 from config.schema import RunConfig
 from config.t5_schema import T5Config
-from config.transformer_schema import TransformerConfig
+from config.transformer_schema import Recompute, TransformerConfig
 from launch.plan.device import Device
 
 
@@ -56,6 +56,19 @@ class MicroBatch:
     head: float
     kernels: Passes
     """Of the blocks."""
+
+    @property
+    def forward(self) -> float:
+        return self.matmul.forward + self.attention.forward + self.elementwise.forward + self.head
+
+    @property
+    def backward(self) -> float:
+        """Without what is recomputed in it."""
+        return self.matmul.backward + self.attention.backward + self.elementwise.backward
+
+    def recomputing(self, policy: Recompute) -> float:
+        """Of blocks' forward passes that the backward pass does again: none, all but products and attention, or whole."""
+        return {"none": 0.0, "selective": self.elementwise.forward, "full": self.forward - self.head}[policy]
 
 
 class Layer(NamedTuple):

@@ -14,10 +14,11 @@ from config.compiling import choose_compile
 from config.derive import Derived
 from config.hardware import Cluster
 from config.schema import RunConfig
+from config.zero_memory import States
 from launch.plan.compute import MicroBatch, Numerics, micro_batch
 from launch.plan.device import Device, make_device
 from launch.plan.network import Group, collective_seconds, make_group
-from launch.plan.traffic import Traffic, rank_parameters, step_traffic
+from launch.plan.traffic import Traffic, step_traffic
 from launch.plan.update import offload_seconds, update_seconds
 
 LAUNCH_SECONDS = 1.2e-5
@@ -74,28 +75,24 @@ class StepTime:
 def estimate_step(config: RunConfig, derived: Derived, ds_json: dict[str, Any], cluster: Cluster) -> StepTime:
     """`ds_json` as filled by `deepspeed_json`. The batch is the one after the ramp."""
     accelerator, micro = cluster.accelerator, derived.accumulation_steps
-    precision, numerics = _numerics(config, derived, ds_json, cluster)
+    states = States(config, derived, ds_json)
+    precision, numerics = _numerics(states, cluster)
     device = make_device(accelerator, precision, config.engine.kernel, config.model.position == "relative")
     one = micro_batch(config, device, numerics)
-    again = config.engine.activation_checkpointing
-    recompute = {"none": 0.0, "selective": one.elementwise.forward}.get(
-        again, one.matmul.forward + one.attention.forward + one.elementwise.forward
-    )
-    update, host_update = update_seconds(config, derived, ds_json, device)
-    gradients = _gradient_seconds(config, derived, ds_json, numerics, device)
+    again = one.recomputing(config.engine.activation_checkpointing)
+    busy = {"forward": micro * one.forward, "backward": micro * (one.backward + again)}
     parts = {
         "matrix products": micro * one.matmul.total,
         "attention": micro * one.attention.total,
         "element-wise": micro * one.elementwise.total,
         "logits and head": micro * one.head,
-        "recomputing": micro * recompute,
-        "gradients and casts": micro * gradients,
-        "optimiser": update + host_update,
-        "offload": offload_seconds(config, derived, ds_json, accelerator),
+        "recomputing": micro * again,
+        "gradients and casts": micro * _gradient_seconds(states, numerics, device),
+        "optimiser": update_seconds(states, device),
+        "offload": offload_seconds(states, accelerator),
+        "host": _host_seconds(states, one, sum(busy.values()), accelerator.kind),
     }
-    busy = {"forward": micro * _forward(one), "backward": micro * _backward(one, recompute)}
-    parts["host"] = _host_seconds(config, ds_json, one, micro, sum(busy.values()), accelerator.kind)
-    communication = _communication(config, derived, ds_json, cluster, busy)
+    communication = _communication(states, cluster, busy)
     seconds = sum(parts.values()) + sum(part.exposed for part in communication.values())
     parts["stragglers"] = STRAGGLING * math.log2(cluster.nodes) * seconds
     return StepTime(
@@ -107,57 +104,39 @@ def estimate_step(config: RunConfig, derived: Derived, ds_json: dict[str, Any], 
     )
 
 
-def _numerics(config: RunConfig, derived: Derived, ds_json: dict[str, Any], cluster: Cluster) -> tuple[str, Numerics]:
+def _numerics(states: States, cluster: Cluster) -> tuple[str, Numerics]:
     """The precision's name, and what follows from it."""
-    autocast = ds_json["torch_autocast"]["enabled"]
-    low = next((name for name in ("bf16", "fp16") if ds_json[name]["enabled"]), None)
-    precision = low or ("bf16_autocast" if autocast else "fp32")
-    stage = ds_json["zero_optimization"]["stage"]
-    compiled = choose_compile(config, derived, precision, cluster.accelerator.device_info, stage).value
-    return precision, Numerics(2 if low or autocast else FP32, 2 if low else FP32, compiled)
+    low = next((name for name in ("bf16", "fp16") if states.ds_json[name]["enabled"]), None)
+    precision = low or ("bf16_autocast" if states.computes_low else "fp32")
+    info = cluster.accelerator.device_info
+    compiled = choose_compile(states.config, states.derived, precision, info, states.stage).value
+    return precision, Numerics(2 if states.computes_low else FP32, states.number, compiled)
 
 
-def _gradient_seconds(
-    config: RunConfig, derived: Derived, ds_json: dict[str, Any], numerics: Numerics, device: Device
-) -> float:
+def _gradient_seconds(states: States, numerics: Numerics, device: Device) -> float:
     """Of one micro-batch: casting weights under autocast, adding gradients to those before, and ZeRO's copies of them into
     buckets and out."""
-    numbers = rank_parameters(derived.parameters, config.engine.tensor_parallel)
-    casts = numerics.matmul + FP32 if numerics.matmul != numerics.residual else 0
-    copies = (
-        4 * numerics.residual if ds_json["zero_optimization"]["stage"] > 1 or derived.accumulation_steps == 1 else 0
-    )
-    adding = numerics.matmul + 2 * FP32 if derived.accumulation_steps > 1 else 0
-    return device.memory_seconds(numbers * (2 * casts + copies + adding))
+    casts = 2 * (numerics.matmul + FP32) if numerics.matmul != numerics.residual else 0
+    copies = 4 * numerics.residual if states.stage > 1 or not states.accumulates else 0
+    adding = numerics.matmul + 2 * FP32 if states.accumulates else 0
+    return device.memory_seconds(states.whole * (casts + copies + adding))
 
 
-def _forward(one: MicroBatch) -> float:
-    return one.matmul.forward + one.attention.forward + one.elementwise.forward + one.head
-
-
-def _backward(one: MicroBatch, recompute: float) -> float:
-    return one.matmul.backward + one.attention.backward + one.elementwise.backward + recompute
-
-
-def _host_seconds(
-    config: RunConfig, ds_json: dict[str, Any], one: MicroBatch, micro: int, busy: float, kind: str
-) -> float:
+def _host_seconds(states: States, one: MicroBatch, busy: float, kind: str) -> float:
     """By which starting kernels takes longer than running them. On a CPU the one waits for the other."""
-    kernels = one.kernels.total + one.kernels.forward * (config.engine.activation_checkpointing != "none")
-    seconds = kernels * LAUNCH_SECONDS
-    if ds_json["zero_optimization"]["stage"] == 3:
-        seconds += 2 * config.model.num_layers * HOOK_SECONDS
+    engine, micro = states.config.engine, states.derived.accumulation_steps
+    seconds = LAUNCH_SECONDS * (one.kernels.total + one.kernels.forward * (engine.activation_checkpointing != "none"))
+    if states.stage == 3:
+        seconds += 2 * states.config.model.num_layers * HOOK_SECONDS
     return micro * seconds if kind == "cpu" else max(micro * seconds - busy, 0.0)
 
 
-def _communication(
-    config: RunConfig, derived: Derived, ds_json: dict[str, Any], cluster: Cluster, busy: dict[str, float]
-) -> dict[str, Communication]:
+def _communication(states: States, cluster: Cluster, busy: dict[str, float]) -> dict[str, Communication]:
     """Every kind of message, and how much of it is not hidden by the work that it runs beside."""
     left = dict(busy, nothing=0.0)
     result = {}
-    for traffic in step_traffic(config, derived, ds_json):
-        group = _group(traffic, config, derived, ds_json, cluster)
+    for traffic in step_traffic(states):
+        group = _group(traffic, states, cluster)
         seconds = collective_seconds(cluster, traffic.operation, traffic.size, traffic.messages, group)
         hidden = min(seconds, left[traffic.hidden_by])
         left[traffic.hidden_by] -= hidden
@@ -165,14 +144,13 @@ def _communication(
     return result
 
 
-def _group(traffic: Traffic, config: RunConfig, derived: Derived, ds_json: dict[str, Any], cluster: Cluster) -> Group:
-    together = config.engine.sequence_parallel * config.engine.tensor_parallel
-    near = min(int(ds_json["zero_optimization"].get("zero_hpz_partition_size", 1)), derived.world_size)
-    slices = config.engine.tensor_parallel
+def _group(traffic: Traffic, states: States, cluster: Cluster) -> Group:
+    ranks, slices = states.derived.world_size, states.config.engine.tensor_parallel
+    near = min(int(states.zero.get("zero_hpz_partition_size", 1)), ranks)
     return {
-        "replicas": make_group(cluster, derived.world_size // slices, slices),
-        "all": make_group(cluster, derived.world_size),
-        "neighbours": make_group(cluster, together),
+        "replicas": make_group(cluster, ranks // slices, slices),
+        "all": make_group(cluster, ranks),
+        "neighbours": make_group(cluster, states.config.engine.sequence_parallel * slices),
         "node": make_group(cluster, near),
-        "heads": make_group(cluster, derived.world_size // near, near),
+        "heads": make_group(cluster, ranks // near, near),
     }[traffic.group]

@@ -7,14 +7,11 @@ within `stage3_max_reuse_distance` numbers.
 """
 
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from config.block_memory import FP32
-from config.count import ParameterCounts
-from config.derive import Derived
 from config.objective_schema import row_shape
-from config.schema import RunConfig
-from config.t5_schema import T5Config
+from config.zero_memory import States
 
 QUANTIZED_WEIGHT, QUANTIZED_GRADIENT = 1.0, 0.5
 """Bytes of a number that travels quantised (ZeRO++, arXiv:2306.10209, sections 3.1 and 3.3)."""
@@ -35,109 +32,98 @@ class Traffic(NamedTuple):
     """Work during which it is under way."""
 
 
-def step_traffic(config: RunConfig, derived: Derived, ds_json: dict[str, Any]) -> Iterator[Traffic]:
-    stage = ds_json["zero_optimization"]["stage"]
-    slices = config.engine.tensor_parallel
-    if derived.world_size > slices:
-        yield from _stage_3(config, derived, ds_json) if stage == 3 else _stages_0_to_2(config, derived, ds_json)
-    if slices > 1:
-        yield _tensor_parallel(config, derived, ds_json)
+def step_traffic(states: States) -> Iterator[Traffic]:
+    config, derived = states.config, states.derived
+    if derived.world_size > config.engine.tensor_parallel:
+        yield from _stage_3(states) if states.stage == 3 else _stages_0_to_2(states)
+    if config.engine.tensor_parallel > 1:
+        yield _tensor_parallel(states)
     if config.engine.sequence_parallel > 1:
-        yield _sequence_parallel(config, derived, ds_json)
-    if config.optimizer.name == "muon" and stage > 0 and derived.world_size > 1:
-        size = _number_bytes(ds_json, autocast=2) * (derived.parameters.attention + derived.parameters.ffn)
+        yield _sequence_parallel(states)
+    if config.optimizer.name == "muon" and states.stage > 0 and derived.world_size > 1:
+        size = _product_bytes(states) * (derived.parameters.attention + derived.parameters.ffn)
         yield Traffic("matrices to be orthogonalised", "all_to_all", 2 * size / derived.world_size, 2, "all", "nothing")
 
 
-def _number_bytes(ds_json: dict[str, Any], autocast: int) -> int:
-    """Of a weight; under autocast, where weights are fp32 and products bf16, the given ones."""
-    if ds_json["torch_autocast"]["enabled"]:
-        return autocast
-    return 2 if ds_json["bf16"]["enabled"] or ds_json["fp16"]["enabled"] else FP32
+def _product_bytes(states: States) -> int:
+    """Of a number in matrix products."""
+    return 2 if states.computes_low else FP32
 
 
-def rank_parameters(counts: ParameterCounts, slices: int) -> int:
-    """Weights of a rank before ZeRO shards them: with its slice of each block's matrices."""
-    return counts.total - (counts.attention + counts.ffn) * (slices - 1) // slices
-
-
-def travelling_bytes(config: RunConfig, derived: Derived, ds_json: dict[str, Any]) -> int:
+def travelling_bytes(states: States) -> int:
     """Of all gradients, and of all weights at stage 3: under autocast those of linear layers travel in bf16."""
-    total = rank_parameters(derived.parameters, config.engine.tensor_parallel)
-    if not ds_json["torch_autocast"]["enabled"] or ds_json["zero_optimization"]["stage"] == 0:
-        return _number_bytes(ds_json, autocast=FP32) * total
-    linear = (derived.parameters.attention + derived.parameters.ffn) // config.engine.tensor_parallel
-    return 2 * linear + FP32 * (total - linear)
+    if states.stage == 0 or _product_bytes(states) == states.number:
+        return states.number * states.whole
+    counts = states.derived.parameters
+    linear = (counts.attention + counts.ffn) // states.config.engine.tensor_parallel
+    return 2 * linear + FP32 * (states.whole - linear)
 
 
-def _stages_0_to_2(config: RunConfig, derived: Derived, ds_json: dict[str, Any]) -> Iterator[Traffic]:
-    zero = ds_json["zero_optimization"]
-    stage, overlap = zero["stage"], bool(zero.get("overlap_comm"))
-    numbers = rank_parameters(derived.parameters, config.engine.tensor_parallel)
-    times = derived.accumulation_steps if stage == 2 else 1
-    bucket = float(zero.get("reduce_bucket_size", 5e8))
-    size = times * travelling_bytes(config, derived, ds_json)
-    hidden: Literal["nothing", "backward"] = "backward" if overlap and stage == 2 else "nothing"
-    yield Traffic("gradients", "all_reduce", size, times * max(numbers / bucket, 1), "replicas", hidden)
+def _stages_0_to_2(states: States) -> Iterator[Traffic]:
+    zero, stage = states.zero, states.stage
+    times = states.derived.accumulation_steps if stage == 2 else 1
+    buckets = times * max(states.whole / float(zero.get("reduce_bucket_size", 5e8)), 1)
+    size = times * travelling_bytes(states)
+    hidden: Literal["nothing", "backward"] = "backward" if zero.get("overlap_comm") and stage == 2 else "nothing"
+    yield Traffic("gradients", "all_reduce", size, buckets, "replicas", hidden)
     if stage > 0:
-        weights = _number_bytes(ds_json, autocast=FP32) * numbers
-        yield Traffic("updated weights", "all_gather", weights, 2, "replicas", "nothing")
+        yield Traffic("updated weights", "all_gather", states.number * states.whole, 2, "replicas", "nothing")
 
 
-def _stage_3(config: RunConfig, derived: Derived, ds_json: dict[str, Any]) -> Iterator[Traffic]:
-    zero, micro = ds_json["zero_optimization"], derived.accumulation_steps
-    numbers = rank_parameters(derived.parameters, config.engine.tensor_parallel)
-    size = (
-        numbers * QUANTIZED_WEIGHT if zero.get("zero_quantized_weights") else travelling_bytes(config, derived, ds_json)
-    )
-    calls = 2 * max(config.model.num_layers, numbers / float(zero.get("stage3_prefetch_bucket_size", 5e7)))
+def _stage_3(states: States) -> Iterator[Traffic]:
+    zero, micro, numbers = states.zero, states.derived.accumulation_steps, states.whole
+    size = numbers * QUANTIZED_WEIGHT if zero.get("zero_quantized_weights") else travelling_bytes(states)
+    calls = 2 * max(states.config.model.num_layers, numbers / float(zero.get("stage3_prefetch_bucket_size", 5e7)))
     yield Traffic("weights, forward", "all_gather", micro * size, micro * calls, "replicas", "forward")
-    again = 1 - _kept_weights(config, zero) / numbers
+    again = 1 - _kept_weights(states) / numbers
     if again > 0:
         near: Literal["node", "replicas"] = "node" if int(zero.get("zero_hpz_partition_size", 1)) > 1 else "replicas"
         yield Traffic("weights, backward", "all_gather", micro * again * size, micro * again * calls, near, "backward")
     buckets = micro * max(numbers / float(zero.get("reduce_bucket_size", 5e8)), 1)
-    size = micro * travelling_bytes(config, derived, ds_json)
+    size = micro * travelling_bytes(states)
     hidden: Literal["nothing", "backward"] = "backward" if zero.get("overlap_comm") else "nothing"
     if not zero.get("zero_quantized_gradients"):
         yield Traffic("gradients", "reduce_scatter", size, buckets, "replicas", hidden)
         return
     size = QUANTIZED_GRADIENT * micro * numbers
-    near_ranks = min(int(zero.get("zero_hpz_partition_size", 1)), derived.world_size)
+    near_ranks = min(int(zero.get("zero_hpz_partition_size", 1)), states.derived.world_size)
     yield Traffic("gradients, within nodes", "all_to_all", size, buckets, "node", hidden)
     yield Traffic("gradients, between nodes", "all_to_all", size / near_ranks, buckets, "heads", hidden)
 
 
-def _kept_weights(config: RunConfig, zero: dict[str, Any]) -> float:
+def _kept_weights(states: States) -> float:
     """Weights of a rank's last blocks, between whose forward and backward (or second forward) pass fewer numbers are used
     than stage 3 looks ahead."""
-    visits = 3 if config.engine.activation_checkpointing == "full" else 2
-    return float(zero.get("stage3_max_reuse_distance", 1e9)) / visits
+    visits = 3 if states.config.engine.activation_checkpointing == "full" else 2
+    return float(states.zero.get("stage3_max_reuse_distance", 1e9)) / visits
 
 
-def _row_tokens(config: RunConfig, derived: Derived) -> float:
+def _row_tokens(states: States) -> float:
     """Tokens of this rank in an optimiser step, in blocks."""
+    config = states.config
     shape = row_shape(config.objective, config.data.row_length)
-    rows = config.batch.micro_batch_size * shape.rows * derived.accumulation_steps
+    rows = config.batch.micro_batch_size * shape.rows * states.derived.accumulation_steps
     return rows * shape.length / config.engine.sequence_parallel
 
 
-def _tensor_parallel(config: RunConfig, derived: Derived, ds_json: dict[str, Any]) -> Traffic:
+def _tensor_parallel(states: States) -> Traffic:
     """Sums over slices in each block: of both branches' outputs, again where they are recomputed, and of the gradients that
     the products of queries, keys, values and feed-forward inputs pass on, each by itself (arXiv:1909.08053, section 3)."""
+    config = states.config
     forward = 2 + 2 * (config.engine.activation_checkpointing == "full")
     sums = (forward + 4 + config.model.gated) * config.model.num_layers
-    size = _row_tokens(config, derived) * config.model.hidden_size * _number_bytes(ds_json, autocast=2)
+    size = _row_tokens(states) * config.model.hidden_size * _product_bytes(states)
     return Traffic(
-        "sums over slices", "all_reduce", sums * size, sums * derived.accumulation_steps, "neighbours", "nothing"
+        "sums over slices", "all_reduce", sums * size, sums * states.derived.accumulation_steps, "neighbours", "nothing"
     )
 
 
-def _sequence_parallel(config: RunConfig, derived: Derived, ds_json: dict[str, Any]) -> Traffic:
+def _sequence_parallel(states: States) -> Traffic:
     """Ulysses (arXiv:2309.14509): queries, keys, values there, outputs back, and their gradients the other way."""
-    model, passes = config.model, 2 + (config.engine.activation_checkpointing == "full")
+    config, model = states.config, states.config.model
+    passes = 2 + (config.engine.activation_checkpointing == "full")
     width = model.head_width * (2 * model.num_heads + 2 * model.kv_heads)
-    size = _row_tokens(config, derived) * width * _number_bytes(ds_json, autocast=2)
-    layers = model.num_layers + (model.decoder_layers if isinstance(model, T5Config) else 0)
-    calls = 4 * passes * layers * derived.accumulation_steps
-    return Traffic("heads for tokens", "all_to_all", passes * layers * size, calls, "neighbours", "nothing")
+    size = _row_tokens(states) * width * _product_bytes(states)
+    exchanges = passes * model.num_layers
+    calls = 4 * exchanges * states.derived.accumulation_steps
+    return Traffic("heads for tokens", "all_to_all", exchanges * size, calls, "neighbours", "nothing")
