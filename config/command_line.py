@@ -3,20 +3,17 @@
 import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from config.accelerate import check_accelerate
 from config.debug import debug_recipe, patient, terminal_rank
 from config.derive import derive
-from config.device import DeviceInfo, cpu_info
+from config.device import NVIDIA_DRIVER, DeviceInfo, cpu_info
 from config.ds_json import deepspeed_json, resolve_precision
 from config.errors import ConfigError
 from config.load import load_recipe
 from config.plan import plan
 from config.rendezvous import world_size
 from config.schema import RunConfig
-
-NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 FAST_BF16_FLAGS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "bf16": "Arm BF16"}
 FP16_FLAGS = {"amx_fp16", "avx512_fp16"}
 

@@ -15,7 +15,7 @@ from config.objective_schema import row_shape
 from config.parallel import data_rank_and_size
 from data.batch import Batch
 from data.validation import open_validation
-from engine.device import COMPUTE_DTYPE, choose_threads, device_info, peak_tflops
+from engine.device import COMPUTE_DTYPE, choose_threads, device_info, hidden_gpu, peak_tflops
 from engine.dist import World, from_main, together
 from engine.engine import Engine
 from engine.objective import add_temperature
@@ -118,4 +118,6 @@ def build_engine(config: RunConfig, world: World) -> tuple[Engine, Setup]:
     if compiled.value:
         compile_blocks(model)
     engine = Engine(config, model, ds_json, world)
-    return engine, Setup(derived, info.name, stage, precision, kernel, compiled, threads, peak, engine.owners)
+    return engine, Setup(
+        derived, info.name + hidden_gpu(info), stage, precision, kernel, compiled, threads, peak, engine.owners
+    )

@@ -8,7 +8,7 @@ from statistics import median
 import torch
 
 from config.choice import Choice
-from config.device import DeviceInfo, cpu_info
+from config.device import NVIDIA_DRIVER, DeviceInfo, cpu_info
 from config.errors import ConfigError
 from config.hardware import by_device_name
 from engine.dist import gather_objects
@@ -29,6 +29,15 @@ def device_info(device: torch.device) -> DeviceInfo:
             f"{_version(min(built_for))} and newer: install a build for it, or train on the CPU with CUDA_VISIBLE_DEVICES="
         )
     return DeviceInfo("gpu", name, fast_bf16=capability >= (8, 0), fp16=True)
+
+
+def hidden_gpu(info: DeviceInfo) -> str:
+    """A word of warning where a CPU trains beside an NVIDIA driver."""
+    if info.kind == "gpu" or not NVIDIA_DRIVER.exists():
+        return ""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return " (the GPUs are hidden: CUDA_VISIBLE_DEVICES is empty)"
+    return " (there is an NVIDIA driver, but PyTorch sees no GPU: `python -m launch doctor` says why)"
 
 
 def _version(capability: tuple[int, ...]) -> str:

@@ -4,8 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from config import ConfigError, derive, load_recipe
-from config.command_line import NVIDIA_DRIVER
-from config.device import DeviceInfo, cpu_info
+from config.device import NVIDIA_DRIVER, DeviceInfo, cpu_info
 from config.ds_json import deepspeed_json, resolve_precision
 from config.plan import plan
 from config.schema import RunSection

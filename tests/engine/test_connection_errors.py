@@ -9,7 +9,7 @@ import torch
 
 from config import ConfigError
 from engine.connection_errors import lost_connection, silent_hosts
-from engine.device import device_info
+from engine.device import device_info, hidden_gpu
 from engine.monitor import ProgressLine
 from tests.conftest import train
 from tests.ranks import free_port, run_ranks
@@ -83,6 +83,17 @@ def test_a_gpu_that_torch_was_not_built_for(monkeypatch):
         device_info(torch.device("cuda", 0))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     assert device_info(torch.device("cuda", 0)).fast_bf16
+
+
+def test_a_cpu_beside_a_gpu_is_no_silent_choice(monkeypatch, tmp_path):
+    cpu = device_info(torch.device("cpu"))
+    monkeypatch.setattr("engine.device.NVIDIA_DRIVER", tmp_path / "none")
+    assert hidden_gpu(cpu) == ""
+    monkeypatch.setattr("engine.device.NVIDIA_DRIVER", tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert "PyTorch sees no GPU" in hidden_gpu(cpu)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert "CUDA_VISIBLE_DEVICES is empty" in hidden_gpu(cpu)
 
 
 def test_a_screen_that_is_gone_does_not_end_the_run():
