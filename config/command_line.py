@@ -22,9 +22,9 @@ class CommandLine:
     recipe: str
     """As it was typed."""
     debug: bool
-    debug_rank: int | None
-    """Rank that gets the terminal; None without debugging."""
     self_check: bool
+    debug_rank: int | None = None
+    """Rank that gets the terminal; None without debugging."""
 
 
 class Answered(Exception):
@@ -73,7 +73,7 @@ def parse_command_line(arguments: list[str], environ: Mapping[str, str]) -> Comm
             f"monitor.inspect_ranks names rank {max(config.monitor.inspect_ranks)}, but the ranks of this launch are 0 to "
             f"{ranks - 1}"
         )
-    return CommandLine(config, typed.recipe, typed.debug, terminal, typed.self_check)
+    return CommandLine(config, typed.recipe, typed.debug, typed.self_check, terminal)
 
 
 def dry_run(config: RunConfig, ranks: int | None, environ: Mapping[str, str]) -> str:

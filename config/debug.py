@@ -43,22 +43,23 @@ def debug_recipe(recipe: str, overrides: list[str], terminal: int, environ: Mapp
 
     Raises ConfigError as loading a recipe does.
     """
-    small = debug_settings(load_recipe(recipe, overrides), terminal, world_size(environ))
-    settings = [
-        f"{section}.{name}={json.dumps(value)}" for section, values in small.items() for name, value in values.items()
+    short = ["schedule.warmup_steps=0", f"schedule.steps={STEPS}"]
+    short += [f"monitor.{what}_steps=[]" for what in ("statistics", "profile", "memory")]
+    settings = debug_settings(load_recipe(recipe, short + overrides), terminal, world_size(environ))
+    small = [
+        f"{section}.{name}={json.dumps(value)}" for section in settings for name, value in settings[section].items()
     ]
-    return load_recipe(recipe, settings + overrides)
+    return load_recipe(recipe, short + small + overrides)
 
 
 def debug_settings(config: RunConfig, terminal: int, ranks: int) -> dict[str, dict[str, Any]]:
-    steps = min(config.schedule.steps, STEPS)
-    monitor = config.monitor
+    steps = config.schedule.steps
     return {
         "run": {"name": f"{config.run.name}-debug", "resume": "replace"},
         "data": {"row_length": min(config.data.row_length, 64), "prefetch_steps": 0},
         "model": _small_shape(config.model),
         "batch": {"global_batch_size": 4 * ranks, "micro_batch_size": 2, "ramp": []},
-        "schedule": {"steps": steps, "warmup_steps": min(config.schedule.warmup_steps, steps // 4)},
+        "schedule": {"warmup_steps": min(2, steps)},
         "engine": {
             "precision": "fp32",
             "compile": "off",
@@ -71,10 +72,8 @@ def debug_settings(config: RunConfig, terminal: int, ranks: int) -> dict[str, di
             "wandb": False,
             "tensorboard": False,
             "log_every_steps": 1,
-            "sample_tokens": min(monitor.sample_tokens, 16),
+            "sample_tokens": min(config.monitor.sample_tokens, 16),
             "statistics_steps": [step for step in STEPS_SHOWN if step <= steps],
-            "profile_steps": [step for step in monitor.profile_steps if step <= steps],
-            "memory_steps": [step for step in monitor.memory_steps if step <= steps],
             "inspect_ranks": [terminal],
         },
     }

@@ -63,6 +63,7 @@ def test_the_command_line_wins_over_what_debug_shrinks(recipe):
     output = train(recipe, "--debug", *typed).stdout
     assert "precision  bf16_autocast (engine.precision)" in output and "3 steps, 192 tokens" in output
     assert "statistics of step 3" in output and "statistics of step 1" not in output
+    assert "statistics of step 1:" in train(recipe, "--debug", "schedule.steps=1").stdout
 
 
 def test_breakpoint_works_under_debug(recipe):
