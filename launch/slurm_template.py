@@ -26,7 +26,7 @@ head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_ADDR=$(scontrol show node "$head" | grep -oP 'NodeAddr=\\K\\S+')
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
 # The run reads when the job ends, and stops in time. Newer SLURMs set it themselves.
-SLURM_JOB_END_TIME=${SLURM_JOB_END_TIME:-$(date +%s -d "$(squeue -h -j "$SLURM_JOB_ID" -o %e)")}
+SLURM_JOB_END_TIME=${SLURM_JOB_END_TIME:-$(date +%s -d "$(squeue -h -j "$job" -o %e)")}
 export MASTER_ADDR MASTER_PORT SLURM_JOB_END_TIME
 """
 

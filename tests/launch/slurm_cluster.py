@@ -39,6 +39,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SlurmdParameters=config_overrides
 GresTypes=gpu
+EnforcePartLimits=ALL
 ReturnToService=2
 KillWait=20
 SlurmdTimeout=10
@@ -51,8 +52,8 @@ PreemptMode=REQUEUE
 PartitionName=main Nodes=ALL Default=YES PriorityTier=1 GraceTime=20 MaxTime=1-0 State=UP
 PartitionName=urgent Nodes=ALL PriorityTier=10 MaxTime=1-0 State=UP
 """
-NODE = "NodeName=n{n} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 RealMemory=4000 Gres=gpu:2"
-GRES = f"NodeName=n[1-{NODES}] Name=gpu File=/dev/null,/dev/zero\n"
+NODE = "NodeName=n{n} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=8 RealMemory=4000 Gres=gpu:4"
+GRES = f"NodeName=n[1-{NODES}] Name=gpu File=/dev/null,/dev/zero,/dev/full,/dev/random\n"
 
 
 class Cluster:
@@ -82,16 +83,18 @@ class Cluster:
 
         def reached() -> bool:
             found = self.job(job)
+            if found["JobState"] in states:
+                return True
             if found["JobState"] == "PENDING" and found["Reason"] == "BeginTime":
                 self.run("scontrol", "update", f"jobid={job}", "starttime=now")
-            return found["JobState"] in states
+            return False
 
         until(reached, seconds, lambda: f"job {job} is {self.job(job)}, expected {states}")
         return self.job(job)
 
     def kill_node(self, name: str) -> None:
         """The power of a node fails: its slurmd and everything that it started die at once."""
-        tasks = [p for p in self.processes() if _environ(p).get("SLURMD_NODENAME") == name]
+        tasks = [p for p in self.processes() if environ_of(p).get("SLURMD_NODENAME") == name]
         steps = [p for task in tasks if (p := task.parent()) and "slurmstepd" in _command(p)]
         daemons = [p for p in self.processes() if _command(p).endswith(f"-N {name}")]
         for process in {*daemons, *steps, *tasks}:
@@ -126,7 +129,7 @@ class Cluster:
     def processes(self) -> list[psutil.Process]:
         """The daemons and whatever they started: all have this cluster's configuration in their environment."""
         conf = self.environ["SLURM_CONF"]
-        return [p for p in psutil.process_iter() if _environ(p).get("SLURM_CONF") == conf]
+        return [p for p in psutil.process_iter() if environ_of(p).get("SLURM_CONF") == conf]
 
     def logs(self) -> str:
         return "\n".join(f"{path}:\n{path.read_text()[-1500:]}" for path in self.folder.glob("*.log"))
@@ -148,7 +151,7 @@ def _command(process: psutil.Process) -> str:
         return ""
 
 
-def _environ(process: psutil.Process) -> dict[str, str]:
+def environ_of(process: psutil.Process) -> dict[str, str]:
     try:
         return process.environ()
     except (psutil.Error, OSError):
