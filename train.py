@@ -34,9 +34,8 @@ def main(arguments: list[str]) -> int:
     try:
         return check(command, stream) if command.self_check else train(command, stream, tokenizer)
     except (GroundworkError, OSError) as error:
-        if getattr(error, "everywhere", False):
-            return leave(f"error: {error}", 2, is_main)
-        return leave(f"error: {error}", 2, True)
+        speaks = is_main or not getattr(error, "everywhere", False)
+        return leave(f"error: {error}", getattr(error, "exit_code", 2), speaks)
     except KeyboardInterrupt:
         return leave("interrupted; the same command continues from the newest checkpoint", 130, is_main)
 

@@ -8,6 +8,8 @@ class GroundworkError(Exception):
     """Raised on every rank alike, so that one of them speaks for all."""
     alone = False
     """Raised before the ranks are connected, and perhaps on this rank only, so that it speaks itself."""
+    exit_code = 2
+    """Of train.py. 2: starting again would fail again."""
 
 
 class ConfigError(GroundworkError):
@@ -16,6 +18,9 @@ class ConfigError(GroundworkError):
 
 class CommunicationError(GroundworkError):
     """A rank, a host or a link does not answer."""
+
+    exit_code = 75
+    """EX_TEMPFAIL of sysexits.h: starting again may help."""
 
 
 class DataError(GroundworkError):

@@ -1,8 +1,9 @@
 """A training as a SLURM job: the sbatch script that starts it, has it stop in time and lets it continue.
 
 The script and the run agree on exit codes. train.py exits with 0 when the run is complete, with 2 for a mistake that starting
-again would repeat, and after saving with 138 when it was asked to make room (USR1) or its time is up, with 143 when it was told
-to end (TERM). The script requeues the job after 138, and after 143 if SLURM preempts it; a cancelled job it lets go.
+again would repeat, with 75 when a rank, a host or a link did not answer, and after saving with 138 when it was asked to make
+room (USR1) or its time is up, with 143 when it was told to end (TERM). The script requeues the job after 138 and 75, and after
+143 if SLURM preempts it, but not twice without a new checkpoint. A cancelled job it lets go; a dead node SLURM requeues itself.
 """
 
 import re

@@ -130,10 +130,9 @@ def find_jobs(name: str | None, run_folder: str) -> list[Job]:
     names = sorted({name for record in records for name in (record.folder.name, *record.runs)})
     close = get_close_matches(name, names, 1)
     guess = f"; did you mean {close[0]}?" if close else ""
-    there = f" There are: {', '.join(names[:10])}" if names else ""
     raise ConfigError(
-        f"{name}: no run or job of that name or number was written by `python -m launch slurm` under {run_folder}/slurm{guess}"
-        f"{there}"
+        f"{name}: `python -m launch slurm` wrote no run or job of that name or number under {run_folder}/slurm{guess or '.'} "
+        f"It knows {', '.join(names[:10]) or 'none'}"
     )
 
 

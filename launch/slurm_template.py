@@ -63,20 +63,25 @@ ENDING = """\
 job_state=$(scontrol show job "$job" -o)
 echo "$(date '+%F %T') job $job: train.py exited with $code"
 to_be_continued() {
-    [[ $job_state == *JobState=RUNNING* ]] || return 1  # cancelled, or requeued by SLURM itself
-    ((code == 138)) || { ((code == 143)) && [[ $job_state =~ PreemptTime=[0-9] ]]; }
+    [[ $job_state == *JobState=RUNNING* ]] || return 1  # cancelled, or already requeued by SLURM
+    case $code in
+        138) return 0 ;;                                  # asked to make room, or out of time; it has saved
+        143) [[ $job_state =~ PreemptTime=[0-9] ]] ;;     # told to end: by a preemption, or by someone who means it
+        75) return 0 ;;                                   # a rank, a host or a link did not answer
+        *) return 1 ;;
+    esac
 }
 if to_be_continued; then
     if [[ $(newest) != "$before" ]]; then
         rm -f "$logs/no_progress"
     elif [[ -e $logs/no_progress ]]; then
-        echo "two starts in a row made no checkpoint, so the job is not requeued: give it a longer --time"
+        echo "two starts in a row made no checkpoint, so the job is not requeued; the logs are in $logs"
         exit $code
     else
         touch "$logs/no_progress"
     fi
     trap '' TERM  # it comes with the requeue
-    scontrol requeue "$job" && echo "$(date '+%F %T') job $job is requeued" && sleep 60
+    scontrol requeue "$job" && echo "$(date '+%F %T') job $job is requeued"
 fi
 exit $code
 """

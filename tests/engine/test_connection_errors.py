@@ -32,7 +32,7 @@ def test_a_lost_rank_is_one_message(fate, expected):
 
 
 def refused(result, *parts: str) -> None:
-    assert result.returncode == 2, result.stdout + result.stderr
+    assert result.returncode == 75, result.stdout + result.stderr
     assert "Traceback" not in result.stderr
     message = result.stderr[result.stderr.index("error: ") :]
     for part in parts:
