@@ -9,7 +9,7 @@ from engine import fault
 from engine.dist import World
 from engine.fault import TIME_IS_UP, StopRequest, TurnClock, exit_code
 
-WORLD = World(0, 1, torch.device("cpu"))
+WORLD = World(0, 1, torch.device("cpu"), ("here",))
 
 
 @pytest.fixture

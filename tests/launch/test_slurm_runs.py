@@ -5,7 +5,6 @@ All scenarios start together, because they mostly wait for SLURM; each test then
 
 import signal
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -115,7 +114,6 @@ def preempted_requeued_and_bereft_of_a_node(lab: Lab) -> dict[int, float]:
     lab.cluster.kill_node("n2")
     until(lambda: lab.cluster.job(job)["Restarts"] == "3", 60, lab.everything)
     lab.cluster.start_node("n2")
-    time.sleep(5)  # what SLURM still does about the failure must not meet a start that came too soon
     done = lab.cluster.wait_for(job, "COMPLETED")
     assert done["Restarts"] == "3"
     assert "restarted 3 ×" in lab.launch("status")
