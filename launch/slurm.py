@@ -91,9 +91,9 @@ def check_job(job: SlurmJob) -> RunConfig:
             f"before the end: give it at least {needed} s, or a shorter --warning-seconds"
         )
     config = load_recipe(job.recipe, job.overrides)
-    names = [element.overrides for element in sweep(job.array, config.run.name)] or [()]
-    for chosen in names:
-        _check_batch(job, load_recipe(job.recipe, (*job.overrides, *chosen)))
+    for element in sweep(job.array, config.run.name):
+        _check_batch(job, load_recipe(job.recipe, (*job.overrides, *element.overrides)))
+    _check_batch(job, config)
     return config
 
 

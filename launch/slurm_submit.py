@@ -14,11 +14,10 @@ from launch.slurm_jobs import Record, jobs_of, read_record, slurm_command
 from launch.sweep import sweep
 
 HINTS = {
-    "partition": "`sinfo` lists the partitions, --partition chooses one",
     "account": "`sacctmgr show associations user=$USER` lists your accounts, --account chooses one",
     "qos": "`sacctmgr show qos` lists them, --qos chooses one",
-    "time limit": "`sinfo -o '%P %l'` lists each partition's longest --time",
-    "": "`sinfo -o '%P %D %G %c %m %l'` lists each partition's nodes with their GPUs, cores, memory and longest --time",
+    "partition": "`sinfo -o '%P %D %G %l'` lists the partitions with their nodes, GPUs and longest --time; --partition chooses one",
+    "": "`sinfo -o '%P %D %G %c %m %l'` lists each partition's nodes, with their GPUs, cores, memory and longest --time",
 }
 """What to do about a refusal of sbatch that contains the word."""
 

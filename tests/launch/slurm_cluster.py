@@ -136,7 +136,8 @@ class Cluster:
     def processes(self) -> list[psutil.Process]:
         """The daemons and whatever they started: all have this cluster's configuration in their environment."""
         conf = self.environ["SLURM_CONF"]
-        return [p for p in psutil.process_iter() if environ_of(p).get("SLURM_CONF") == conf]
+        others = (process for process in psutil.process_iter() if process.pid != os.getpid())
+        return [process for process in others if environ_of(process).get("SLURM_CONF") == conf]
 
     def logs(self) -> str:
         return "\n".join(f"{path}:\n{path.read_text()[-1500:]}" for path in self.folder.glob("*.log"))
