@@ -46,8 +46,8 @@ def test_it_leaves_time_for_a_step_and_a_save(clock):
 
 def test_the_longest_turn_counts_and_the_first_compiles(clock):
     end = str(int(clock.now) + 400)
-    assert turns_until_it_stops(clock, [100, *[10.0] * 30], SLURM_JOB_END_TIME=end) == 26, (
-        "400 - 100 - 250 < 2 x 10 + 30"
+    assert turns_until_it_stops(clock, [100, *[10.0] * 30], SLURM_JOB_END_TIME=end) == 27, (
+        "400 - 100 - 26 x 10 < 2 x 10 + 30"
     )
     end = str(int(clock.now) + 400)
     assert turns_until_it_stops(clock, [100, 10, 60, *[10.0] * 30], SLURM_JOB_END_TIME=end) == 12, "a save took 60 s"
