@@ -21,7 +21,7 @@ CONTINUES = "The same command continues from the newest checkpoint"
 @pytest.mark.parametrize(
     ("fate", "expected"),
     [
-        ("leaves", "the connection to another rank broke (Connection closed by peer"),
+        ("leaves", "the connection to another rank broke ("),
         ("sleeps", "no answer from the other ranks within 2 s (engine.communication_timeout)"),
     ],
 )
