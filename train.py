@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,8 @@ def main(arguments: list[str]) -> int:
     is_main = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
     try:
         command = parse_command_line(arguments, os.environ)
+        if command.debug:
+            command = with_something_to_read(command, is_main)
         stream, tokenizer = open_data(command.config)
     except Answered as answer:
         return leave(str(answer), 0, is_main)
@@ -63,6 +66,13 @@ def open_data(config: RunConfig) -> "tuple[Stream, Tokenizer]":
         world_size=size,
     )
     return stream, tokenizer
+
+
+def with_something_to_read(command: CommandLine, is_main: bool) -> CommandLine:
+    from data.stand_in import with_stand_in
+
+    ranks = rank_and_size(os.environ)[1]
+    return replace(command, config=with_stand_in(command.config, ranks, print if is_main else lambda _: None))
 
 
 def train(command: CommandLine, stream: "Stream", tokenizer: "Tokenizer") -> int:

@@ -1,14 +1,17 @@
 """train.py's own answers: --help, --dry-run, --debug."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from config import load_recipe
 from config.load import recipe_names
 from config.parallel import ranks_per_row
-from tests.conftest import ROOT, environment, train
+from tests import forked
+from tests.conftest import ROOT, environment, run_train, train
 
 
 def test_help_lists_every_section_and_recipe():
@@ -74,6 +77,21 @@ def test_breakpoint_works_under_debug(recipe):
         [sys.executable, "-c", code], cwd=ROOT, env=environment(), input="p 6*7\nq\n", capture_output=True, text=True
     )
     assert "(Pdb)" in result.stdout and "42" in result.stdout
+
+
+@pytest.mark.parametrize("name", ["gpt2_124m", "modernbert_base", "t5_base"])
+def test_debug_needs_no_corpus(tmp_path, name):
+    command = ["train.py", name, "--debug", "schedule.steps=2"]
+    process = forked.start(tmp_path / "train", environment(), run_elsewhere, tmp_path, command)
+    code, output = forked.finish(process, 100), (tmp_path / "train.out").read_text()
+    assert code == 0, (tmp_path / "train.err").read_text()
+    assert "corpora/debug, made of this project's own code, stands in for it" in output
+    assert f"runs/{name}-debug is complete: 2 steps" in output
+
+
+def run_elsewhere(folder: Path, command: list[str]) -> None:
+    os.chdir(folder)
+    run_train(command)
 
 
 @pytest.mark.parametrize(
