@@ -1,10 +1,5 @@
-"""How far the planner's step times are from published runs and from this project's own.
+"""How far the planner's step times are from published runs and from this project's own: `python -m benchmarks.plan_error`."""
 
-`python -m benchmarks.plan_error [--cpu]`; with --cpu the project's runs on two CPU threads, too, where the peak is a matrix
-product measured now.
-"""
-
-import argparse
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -92,25 +87,10 @@ def _accelerator(name: str, slower_attention: float) -> Accelerator:
     return replace(known, attention_efficiency=known.attention_efficiency / slower_attention)
 
 
-def own_runs(threads: int = 2) -> Iterator[Run]:
-    import torch
-
-    from engine.device import measured_matmul_tflops
-
-    torch.set_num_threads(threads)
-    rate = measured_matmul_tflops(torch.device("cpu"), torch.bfloat16, 1024)
-    cpu = replace(find_accelerator("cpu"), bf16_tflops=rate)
+def own_runs() -> Iterator[Run]:
     for name, (recipe, overrides, speed) in OWN.items():
-        yield Run(
-            name,
-            "docs",
-            recipe,
-            (*overrides, "engine.precision=bf16_autocast"),
-            cpu,
-            1,
-            find_network("loopback"),
-            speed,
-        )
+        settings, cpu = (*overrides, "engine.precision=bf16_autocast"), find_accelerator("cpu")
+        yield Run(name, "docs", recipe, settings, cpu, 1, find_network("loopback"), speed)
 
 
 def predict(run: Run) -> StepTime:
@@ -154,13 +134,7 @@ def _summary(off: list[tuple[Run, float]]) -> str:
     return f"{count} | {median(sizes):.1%} | {mean(errors):+.1%} | {max(errors, key=abs):+.0%} | {within}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cpu", action="store_true", help="this project's own runs, too")
-    show(published_runs())
-    if parser.parse_args().cpu:
-        show(own_runs())
-
-
 if __name__ == "__main__":
-    main()
+    show(published_runs())
+    print()
+    show(own_runs())

@@ -16,7 +16,7 @@ BANDWIDTH_EFFICIENCY = 0.88
 """Share of the data sheet's memory bandwidth that a copy reaches: 4.3 of 4.8 TB/s measured on an H200."""
 KERNEL_SECONDS = {"gpu": 2e-6, "cpu": 8e-6}
 """Fixed time of a kernel."""
-FULL_HEAD, HALF_ROW = 128, {"gpu": 300, "cpu": 30}
+FULL_HEAD, HALF_ROW = 128, {"gpu": 300, "cpu": 580}
 """Head size from which attention is as fast as it gets, and keys at which it is half as fast as over long rows."""
 
 

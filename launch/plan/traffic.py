@@ -15,6 +15,8 @@ from config.zero_memory import States
 
 QUANTIZED_WEIGHT, QUANTIZED_GRADIENT = 1.0, 0.5
 """Bytes of a number that travels quantised (ZeRO++, arXiv:2306.10209, sections 3.1 and 3.3)."""
+PRODUCTS = 7
+"""Matrices of a block that stage 3 gathers one by one if it does not prefetch."""
 
 
 class Traffic(NamedTuple):
@@ -73,7 +75,8 @@ def _stages_0_to_2(states: States) -> Iterator[Traffic]:
 def _stage_3(states: States) -> Iterator[Traffic]:
     zero, micro, numbers = states.zero, states.derived.accumulation_steps, states.whole
     size = numbers * QUANTIZED_WEIGHT if zero.get("zero_quantized_weights") else travelling_bytes(states)
-    calls = 2 * max(states.config.model.num_layers, numbers / float(zero.get("stage3_prefetch_bucket_size", 5e7)))
+    matrix = numbers / (PRODUCTS * states.config.model.num_layers)
+    calls = max(numbers / max(matrix, float(zero.get("stage3_prefetch_bucket_size", 5e7))), 1)
     yield Traffic("weights, forward", "all_gather", micro * size, micro * calls, "replicas", "forward")
     again = 1 - _kept_weights(states) / numbers
     if again > 0:
