@@ -134,9 +134,9 @@ class Rows:
         return token_N.astype(np.int64)
 
     def describe(self, shard: int, begin: int) -> str:
-        """An address in words."""
-        first, number, _ = self.document_at(shard, begin)
-        return f"{self._shards[shard].prefix}.bin from token {begin:,}, document {self.document_number(first, number):,} on"
+        """An address in words; documents are counted from 0 in their shard."""
+        shard, number, place = self.document_at(shard, begin)
+        return f"{self._shards[shard].prefix}.bin from token {place:,} in document {number:,} on"
 
     def document_at(self, shard: int, place: int) -> tuple[int, int, int]:
         """Shard, number in it and place there of the document that holds a token. The place is counted from the start of

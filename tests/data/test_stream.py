@@ -1,5 +1,6 @@
 """The stream's promise: the rows of a step depend on the seed, the data, the mixture and the cursor, and on nothing else."""
 
+import re
 import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from data.blend import Mixture, Phase
 from data.manifest import Manifest, ShardEntry
 from data.order import Order
 from data.pack import Rows
-from data.shard import ShardWriter
+from data.shard import Shard, ShardWriter
 from data.stream import Stream, open_stream
 from data.validation import open_validation
 
@@ -106,6 +107,19 @@ def test_ranks_and_micro_batches_only_slice_the_global_batch(data, world_size, m
         np.testing.assert_array_equal(np.concatenate([batch.tokens_BT for batch in parts]), expected.tokens_BT)
         np.testing.assert_array_equal(np.concatenate([batch.labels_BT for batch in parts]), expected.labels_BT)
         assert (expected.labels_BT == IGNORE).any() == document_masking
+
+
+def test_an_origin_is_where_the_row_was_read(data):
+    whole = make_stream(data)
+    for cursor, rank, number in [(0, 0, 0), (0, 2, 15), (4800, 1, 7), (12_345, 2, 0)]:
+        mine = make_stream(data, rank=rank, world_size=3, micro_batch_size=4)
+        words = whole.origin(cursor, rank, 3, number)
+        found = re.fullmatch(r"sample ([\d,]+), (\S+).bin from token ([\d,]+) in document ([\d,]+) on", words)
+        sample, begin, document = (int(found[group].replace(",", "")) for group in (1, 3, 4))
+        shard = Shard.open(found[2])
+        assert sample == cursor + rank * 16 + number
+        assert shard.tokens[begin] == rows_of(mine.step(cursor)[0])[number][0]
+        assert document == begin // 13
 
 
 def test_samples_do_not_depend_on_the_global_batch_size(data):

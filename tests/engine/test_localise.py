@@ -57,7 +57,7 @@ def test_a_run_says_which_rows_it_failed_on(recipe, tmp_path):
     assert result.returncode == 2
     words = r"first not finite: the (gradient of the )?output of \S+ \(float32 [\d×]+, .*\n  on rank 0, micro-batch 1 of 4; its modules: (\S+)\n"
     found = re.search(
-        words + r"  row: sample 8, \S+/prepared/train-00000.bin from token [\d,]+, document \d+ on\n", result.stderr
+        words + r"  row: sample 8, \S+/prepared/train-00000.bin from token [\d,]+ in document \d+ on\n", result.stderr
     )
     assert found, result.stderr
     assert "step 2 begins at cursor 8" in result.stderr
