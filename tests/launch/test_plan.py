@@ -206,3 +206,13 @@ def test_what_it_writes_is_accepted_by_those_who_read_it(capsys, tmp_path, recip
     assert code == 2 and "would be overwritten" in error
     assert plan(capsys, *arguments, "--force")[0] == 0
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == before
+
+
+def test_the_gpus_of_this_machine_are_those_that_the_driver_names(capsys, monkeypatch, tmp_path):
+    driver = tmp_path / "nvidia-smi"
+    driver.write_text("#!/bin/bash\nfor i in 1 2 3 4; do echo NVIDIA H100 80GB HBM3; done\n")
+    driver.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    assert "4 × h100-80" in plan(capsys, "llama_1b")[1]
+    driver.write_text("#!/bin/bash\necho NVIDIA Wonder 1\n")
+    assert "does not know this machine's NVIDIA Wonder 1" in plan(capsys, "llama_1b")[2]
