@@ -178,7 +178,8 @@ def evaluate(config: RunConfig, cluster: Cluster, ds_config: DSConfig | None = N
             "engine.precision to fp16 or auto"
         )
     ds_json = deepspeed_json(config, derived, precision, device, ds_config=ds_config)
-    return Option(config, ds_config, derived, ds_json, precision, estimate_memory(config, derived, ds_json))
+    memory = estimate_memory(config, derived, ds_json, device=device)
+    return Option(config, ds_config, derived, ds_json, precision, memory)
 
 
 def timed(option: Option, cluster: Cluster) -> Option:

@@ -41,7 +41,7 @@ def forecast(option: Option, cluster: Cluster, storage_gb: float) -> Forecast:
     """`storage_gb`: GB/s of one node to the storage that keeps checkpoints; each rank writes its own share."""
     assert option.step is not None
     config, derived, device = option.config, option.derived, cluster.accelerator
-    planned = plan(config, derived, option.ds_json)
+    planned = plan(config, derived, option.ds_json, device.device_info)
     train_seconds = derived.total_tokens / option.step.tokens_per_second
     saves = -(-config.schedule.steps // config.checkpoint.every_steps) if config.checkpoint.every_steps else 0
     save_seconds = planned.checkpoint_bytes / (storage_gb * 1e9 * cluster.nodes)
