@@ -42,7 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for option in ("--partition", "--account", "--qos", "--constraint"):
         add(option, "as for sbatch", metavar="NAME")
     add("--mem", "memory of each node, as 200G; 0 for all", metavar="SIZE")
-    add("--cpus-per-task", "cores of each task, and its OMP_NUM_THREADS", type=int, metavar="N")
+    add(
+        "--cpus-per-task",
+        "cores of each task, and its OMP_NUM_THREADS; else the cluster decides, often for one",
+        type=int,
+        metavar="N",
+    )
     add("--exclusive", "share the nodes with nobody", action="store_true")
     add("--sbatch", "any other option: --sbatch=--reservation=mine", "sbatch_options", metavar="OPTION", **many)
     add("--container", "image to train in: a .sif under apptainer, else enroot through pyxis", metavar="IMAGE")

@@ -7,7 +7,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -104,8 +105,7 @@ class Cluster:
         tasks = [p for p in self.processes() if environ_of(p).get("SLURMD_NODENAME") == name]
         steps = [p for task in tasks if (p := task.parent()) and "slurmstepd" in _command(p)]
         daemons = [p for p in self.processes() if _command(p).endswith(f"-N {name}")]
-        for process in {*daemons, *steps, *tasks}:
-            process.kill()
+        kill({*daemons, *steps, *tasks})
 
     def start_node(self, name: str) -> None:
         self._daemon("slurmd", "-N", name)
@@ -129,8 +129,7 @@ class Cluster:
     def stop(self) -> None:
         """Kill every process of the cluster, those of jobs and half-dead steps included."""
         for _ in range(3):  # a daemon may be starting one more
-            for process in self.processes():
-                process.kill()
+            kill(self.processes())
             time.sleep(0.1)
 
     def processes(self) -> list[psutil.Process]:
@@ -145,6 +144,12 @@ class Cluster:
     def _daemon(self, name: str, *arguments: str) -> None:
         result = self.run(_program(name), "-f", self.environ["SLURM_CONF"], *arguments)
         assert result.returncode == 0, result.stderr
+
+
+def kill(processes: Iterable[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def _program(name: str) -> str | None:
@@ -184,7 +189,7 @@ def until(condition: Callable[[], bool], seconds: float, describe: Callable[[], 
         time.sleep(0.1)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster(tmp_path_factory) -> Iterator[Cluster]:
     missing = [name for name in ("slurmctld", "slurmd", "sbatch", "scontrol") if not _program(name)]
     if missing:

@@ -79,8 +79,13 @@ def test_the_examples_are_what_is_written(name):
     assert written == sbatch_script(EXAMPLES[name]), "run python -m tests.launch.test_slurm_script"
 
 
-def arguments_of_train(text: str, tmp_path: Path, **environ: str) -> list[list[str]]:
-    """Run a script with a srun that writes its arguments down, and give back those behind train.py of each start."""
+def arguments_of_train(text: str, tmp_path: Path, **environ: str) -> list[str]:
+    words = arguments_of_srun(text, tmp_path, **environ)
+    return words[words.index("train.py") + 1 :]
+
+
+def arguments_of_srun(text: str, tmp_path: Path, **environ: str) -> list[str]:
+    """Run a script with a srun that writes its arguments down."""
     tools = tmp_path / "tools"
     tools.mkdir(exist_ok=True)
     calls = tmp_path / "calls"
@@ -96,8 +101,7 @@ def arguments_of_train(text: str, tmp_path: Path, **environ: str) -> list[list[s
     environ = {"PATH": f"{tools}:/usr/bin:/bin", "SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": "n1", **environ}
     result = subprocess.run(["bash", "-c", text], cwd=tmp_path, env=environ, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    words = calls.read_text().split("\0")
-    return words[words.index("train.py") + 1 : -2]
+    return calls.read_text().split("\0")[:-2]
 
 
 def test_overrides_reach_the_run_as_they_were_typed(recipe, tmp_path):
@@ -121,6 +125,19 @@ def test_only_the_first_start_sets_an_earlier_run_aside(recipe, tmp_path):
     text = script(recipe, overrides=("run.resume=fresh",))
     assert arguments_of_train(text, tmp_path)[1:] == ["run.resume=fresh"]
     assert arguments_of_train(text, tmp_path, SLURM_RESTART_COUNT="1")[1:] == ["run.resume=fresh", "run.resume=auto"]
+
+
+def test_containers_see_what_the_run_reads_and_writes(recipe, tmp_path, corpus):
+    """The recipe's corpus and runs lie outside of the working folder."""
+    places = [str(tmp_path), str(corpus), f"{tmp_path}/runs"]
+    words = arguments_of_srun(script(recipe, container="a b.sif"), tmp_path)
+    assert words[words.index("apptainer") : words.index("--pwd")] == [
+        "apptainer", "exec", "--nv", "--bind", places[0], "--bind", places[1], "--bind", places[2]
+    ]  # fmt: skip
+    assert words[words.index("--pwd") :][:5] == ["--pwd", str(tmp_path), "a b.sif", "python", "train.py"]
+    words = arguments_of_srun(script(recipe, container="nvcr.io#nvidia/pytorch:25.01-py3"), tmp_path)
+    assert "--container-image=nvcr.io#nvidia/pytorch:25.01-py3" in words and f"--container-workdir={tmp_path}" in words
+    assert f"--container-mounts={','.join(f'{place}:{place}' for place in places)}" in words
 
 
 def test_commas_in_brackets_and_names_that_would_be_the_same():
