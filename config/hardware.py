@@ -46,6 +46,8 @@ class Accelerator:
     flash_efficiency: float | None = None
     """The same with the flash-attn made for it (3 or 4), where that is faster."""
     fp8_tflops: float | None = None
+    switch_sums: bool = False
+    """Whether the switch between a node's devices adds up what they send."""
     kind: Literal["gpu", "cpu"] = "gpu"
     fast_bf16: bool = True
 

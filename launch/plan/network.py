@@ -10,8 +10,11 @@ from typing import NamedTuple
 
 from config.hardware import Cluster
 
-LINK_EFFICIENCY, NETWORK_EFFICIENCY = 0.75, 0.85
-"""Shares of links' and networks' rates that NCCL's collectives reach with large messages."""
+LINK_EFFICIENCY, NETWORK_EFFICIENCY = 0.81, 0.85
+"""Shares of links' and networks' rates that NCCL's rings reach with large messages: 365 of 450 GB/s on 2 to 8 H200s."""
+SWITCH_EFFICIENCY = 0.68
+"""The same where switches add up: 1.00, 1.14, 1.19 and 1.29 times a ring's speed were measured on 4, 5, 6 and 8 H200s
+(github.com/stas00/ml-engineering, network; github.com/NVIDIA/nccl-tests, issue 212)."""
 LINK_LATENCY = 1.5e-6
 """Seconds of one hop inside a node."""
 CALL_SECONDS = 15e-6
@@ -35,8 +38,8 @@ def collective_seconds(cluster: Cluster, operation: str, size: float, messages: 
     or after an all-gather."""
     if group.ranks == 1:
         return 0.0
-    per_node = group.ranks / group.nodes
-    link = 1e9 * cluster.accelerator.link_gb * LINK_EFFICIENCY
+    per_node, line = group.ranks / group.nodes, 1e9 * cluster.accelerator.link_gb
+    link = line * LINK_EFFICIENCY
     network = 1e9 * cluster.network_gb * NETWORK_EFFICIENCY
     if operation == "all_to_all":
         outside = size * (group.ranks - per_node) / group.ranks
@@ -44,6 +47,9 @@ def collective_seconds(cluster: Cluster, operation: str, size: float, messages: 
     else:
         rate = min(link, per_node * network) if group.nodes > 1 else link
         seconds = (2 if operation == "all_reduce" else 1) * size * (group.ranks - 1) / group.ranks / rate
+        if operation == "all_reduce" and group.nodes == 1 and cluster.accelerator.switch_sums:
+            # Each rank sends its numbers and receives the sums, instead of both twice.
+            seconds = min(seconds, size * (1 + 1 / group.ranks) / (line * SWITCH_EFFICIENCY))
     return seconds + messages * (CALL_SECONDS + _latency(cluster, operation, group))
 
 
