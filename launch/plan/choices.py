@@ -26,6 +26,8 @@ SETTINGS = (DS_CONFIG, PRECISION, RECOMPUTE, SEQUENCE, TENSOR, MICRO_BATCH)
 
 TIE = 1.05
 """Predictions closer than this are a tie, which the simpler option wins: less is within the error of the model."""
+OFFLOAD_GAIN = 1.25
+"""By how much offload has to be faster than all options without it: nothing is known of the host's speed."""
 
 
 @dataclass(frozen=True)
@@ -105,17 +107,20 @@ class Choices:
     """The closest first; of each kind only the smallest micro-batch that does not fit."""
 
     def best(self) -> Option | None:
-        """The fastest, or the simplest of those that are as fast."""
+        """The fastest, or the simplest of those that are as fast; with offload only if that is far faster."""
         if not self.fitting:
             return None
-        limit = self.fitting[0].seconds * TIE
-        return min((o for o in self.fitting if o.seconds <= limit), key=self._complexity)
+        options = self.fitting
+        on_device = [option for option in options if not option.offloads]
+        if on_device and on_device[0].seconds < options[0].seconds * OFFLOAD_GAIN:
+            options = on_device
+        return min((o for o in options if o.seconds <= options[0].seconds * TIE), key=self._complexity)
 
     def _complexity(self, option: Option) -> tuple[Any, ...]:
         """Parts that can go wrong, then what has to be changed in the recipe, then the memory."""
         sharing, zero = ranks_per_row(option.config.engine) > 1, option.ds_config.zero
-        parts = option.offloads + sharing + (option.stage == 3) + ("zero_hpz_partition_size" in zero)
-        return parts, len(option.changes(self.recipe)), option.stage, option.device_bytes
+        parts = sharing + (option.stage == 3) + ("zero_hpz_partition_size" in zero)
+        return option.offloads, parts, len(option.changes(self.recipe)), option.stage, option.device_bytes
 
 
 def setting(config: RunConfig, name: str) -> Any:

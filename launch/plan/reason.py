@@ -24,10 +24,13 @@ def recommend(choices: Choices) -> Choice[Option] | None:
 def _reasons(choices: Choices, best: Option) -> Iterator[str]:
     """How it compares with the fastest, with what is simpler, and with what saves more memory."""
     fastest = choices.fitting[0]
-    if fastest.seconds < best.seconds / 1.005:
+    gain = best.seconds / fastest.seconds
+    if gain < 1.005:
+        yield "the fastest that fits"
+    elif gain <= TIE:
         yield f"the simplest within {TIE - 1:.0%} of the fastest, which is {in_words(fastest)}"
     else:
-        yield "the fastest that fits"
+        yield f"the fastest without offload, which might save {1 - 1 / gain:.0%} of the time with a fast host"
     if best.offloads:
         yield from _rival(choices, best, "without offload it", lambda o: not o.offloads)
     if ranks_per_row(best.config.engine) > 1:
@@ -41,13 +44,13 @@ def _reasons(choices: Choices, best: Option) -> Iterator[str]:
         name, less = f"activation checkpointing {levels[level - 1]}", levels[:level]
         yield from _rival(choices, best, name, lambda o: o.config.engine.activation_checkpointing in less)
     if best.stage < 3 and choices.room.cluster.gpus > 1:
-        yield from _rival(choices, best, "ZeRO 3", lambda o: o.stage == 3 and not o.offloads)
+        yield from _rival(choices, best, "ZeRO 3", lambda o: o.stage == 3)
 
 
 def _rival(choices: Choices, best: Option, name: str, belongs: Callable[[Option], bool]) -> Iterator[str]:
     """How much slower the fastest of some options is, or by how much the smallest of them does not fit."""
-    same = [option for option in choices.fitting if belongs(option)]
-    larger = [option for option in choices.too_large if belongs(option)]
+    same = [option for option in choices.fitting if belongs(option) and option.offloads <= best.offloads]
+    larger = [option for option in choices.too_large if belongs(option) and option.offloads <= best.offloads]
     if same:
         yield f"{name}{_gathers(same[0])} {_slower(same[0], best)}"
     elif larger:

@@ -87,6 +87,16 @@ def test_a_large_model_on_few_gpus_is_offloaded_only_if_nothing_else_fits():
     assert not choose(load_recipe("llama_7b"), room("a100-80", 16)).best().offloads
 
 
+@pytest.mark.parametrize(("gain", "offloads"), [(1.2, False), (1.3, True)])
+def test_offload_has_to_be_far_faster_to_be_recommended(seven_b, gain, offloads):
+    plain = next(option for option in seven_b.fitting if not option.offloads)
+    other = next(option for option in seven_b.fitting if option.offloads)
+    other = replace(other, step=replace(plain.step, compute={"all": plain.seconds / gain}, communication={}))
+    choice = recommend(replace(seven_b, fitting=[other, plain]))
+    assert choice.value.offloads is offloads
+    assert ("without offload, which might save 17% of the time" in choice.reason) is not offloads
+
+
 def test_what_is_set_on_the_command_line_stays():
     config = load_recipe("llama_7b", ["engine.ds_config=zero2", "batch.micro_batch_size=1"])
     choices = choose(config, room("h100-80", 64), frozenset({"engine.ds_config", "batch.micro_batch_size"}))
