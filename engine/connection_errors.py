@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch.distributed as dist
 
-from config.errors import CommunicationError
+from config.errors import CommunicationError, ConfigError
 
 PROBE_SECONDS = 2.0
 CONTINUES = "The same command continues from the newest checkpoint"
@@ -46,7 +46,7 @@ def rendezvous_error(error: Exception, environ: Mapping[str, str], timeout: floa
 
 def lost_connection(
     error: BaseException, rank: int, hosts: tuple[str, ...], timeout: float, port: int
-) -> CommunicationError:
+) -> CommunicationError | ConfigError:
     """Why a collective failed, as far as it can be known from here.
 
     Args:
@@ -56,7 +56,7 @@ def lost_connection(
     text = str(error)
     duplicate = re.search("Duplicate GPU.*", text)
     if duplicate:
-        return CommunicationError(
+        return ConfigError(
             f"rank {rank} on {hosts[rank]}: {duplicate[0].strip()}: every rank needs a GPU of "
             "its own: start fewer ranks on a node, or show each of them another one in CUDA_VISIBLE_DEVICES"
         )

@@ -59,7 +59,9 @@ def test_a_rank_that_never_arrives(recipe):
 def test_two_ranks_on_one_gpu():
     """NCCL's own finding, where SLURM shows each rank one GPU and nobody can tell before."""
     error = RuntimeError("NCCL error\nDuplicate GPU detected : rank 1 and rank 0 both on CUDA device 1b000")
-    message = str(lost_connection(error, 1, ("h1", "h1"), 20, 29500))
+    found = lost_connection(error, 1, ("h1", "h1"), 20, 29500)
+    assert found.exit_code == 2, "starting again would not help"
+    message = str(found)
     assert "rank 1 and rank 0 both on CUDA device 1b000: every rank needs a GPU of its own" in message
 
 
