@@ -66,8 +66,10 @@ def _gathers(option: Option) -> str:
 
 def _slower(option: Option, best: Option) -> str:
     ratio = option.seconds / best.seconds
-    if ratio < 1.005:
+    if abs(ratio - 1) < 0.005:
         return "is as fast"
+    if ratio < 1:
+        return f"is {1 - ratio:.0%} faster"
     return f"is {ratio - 1:.0%} slower" if ratio < 2 else f"takes {ratio:.1f} times as long"
 
 

@@ -33,6 +33,7 @@ def report(choices: Choices, choice: Choice[Option], ahead: Forecast) -> str:
 def _rows(option: Option, ahead: Forecast, cluster: Cluster) -> list[tuple[str, str]]:
     step, device = option.step, cluster.accelerator
     assert step is not None
+    one = "GPU" if device.kind == "gpu" else "rank"
     free = device.memory_gb * 1e9 - option.device_bytes
     nodes = f" on {cluster.nodes:,} nodes, {cluster.network.name}" if cluster.nodes > 1 else ""
     saves = f"{gigabytes(ahead.plan.checkpoint_bytes)} each {option.config.checkpoint.every_steps:,} steps"
@@ -52,12 +53,12 @@ def _rows(option: Option, ahead: Forecast, cluster: Cluster) -> list[tuple[str, 
         ),
         (
             "speed",
-            f"{step.tokens_per_second:,.0f} tokens/s, {step.tokens_per_second / cluster.gpus:,.0f} a GPU, "
+            f"{step.tokens_per_second:,.0f} tokens/s, {step.tokens_per_second / cluster.gpus:,.0f} a {one}, "
             f"MFU {step.mfu:.1%} of {device.bf16_tflops:g} TFLOP/s",
         ),
         ("the whole run", duration(ahead.seconds)),
-        ("energy", f"{ahead.energy_kwh:,.1f} kWh at {device.watts:g} W a GPU (hosts and cooling come on top)"),
-        ("cost", f"${ahead.dollars:,.0f} at ${device.dollars_per_hour:.2f} a GPU and hour"),
+        ("energy", f"{ahead.energy_kwh:,.1f} kWh at {device.watts:g} W a {one} (hosts and cooling come on top)"),
+        ("cost", f"${ahead.dollars:,.0f} at ${device.dollars_per_hour:.2f} a {one} and hour"),
         (
             "checkpoints",
             f"{saves} take {duration(ahead.save_seconds)} at {ahead.storage_gb:g} GB/s a node, {ahead.save_share:.1%} of the time",

@@ -84,6 +84,13 @@ def test_what_ran_out_of_memory_is_learnt_from(machine, tmp_path):
     assert {trial["result"]["outcome"] for trial in trials} == {"measured", "out of memory"}
 
 
+def test_a_recipe_that_does_not_train_at_all_is_one_message(machine, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tune, "run_trial", lambda *_: Measured("failed", message="error: corpora/none is not there"))
+    assert main(["plan", *ARGUMENTS, "--tune", "--write", str(tmp_path)]) == 2
+    assert "the first trial, zero1, micro-batch" in (error := capsys.readouterr().err)
+    assert error.endswith("failed:\nerror: corpora/none is not there\n") and not (tmp_path / "tune.json").exists()
+
+
 def test_an_interrupted_tuning_keeps_its_trials_and_goes_on(machine, tmp_path, capsys):
     arguments = ["plan", *ARGUMENTS, "--tune", "--trials", "4", "--write", str(tmp_path)]
     machine.interrupt_at = 2
