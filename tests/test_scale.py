@@ -1,10 +1,15 @@
 """What a rank does at start and in a step may not grow faster than promised, counted at sizes that take seconds."""
 
+import os
+from pathlib import Path
+
 import pytest
 
+import train
 from benchmarks.growth import Cost, Row, measure
 from benchmarks.scale import Sizes, all_rows, open_as, scale_config
 from benchmarks.sparse_corpus import write_sparse_corpus
+from config import dump_recipe
 from tests.ranks import run_ranks
 from tests.workers.exchanges import exchanges_by_micro_batch_size
 
@@ -50,3 +55,19 @@ def test_all_ranks_together_look_at_each_shard_as_often_as_one_alone_would(tmp_p
 def test_a_step_exchanges_as_few_numbers_with_many_micro_batches_as_with_one():
     """Valid targets, losses and whether to stop: each once a step, whatever the step and the accumulation."""
     assert run_ranks(2, exchanges_by_micro_batch_size, [4, 1], 3) == [[[(3, 1)] * 3] * 2] * 2
+
+
+def test_the_rank_that_finds_a_damaged_shard_says_so_and_others_leave_common_mistakes_to_the_main_one(
+    tmp_path, monkeypatch, capsys
+):
+    path = Path(write_sparse_corpus(tmp_path / "corpus", 4, 4 * 10**9))
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(scale_config([str(path)], ranks=2)))
+    os.truncate(path / "train-00003.bin", 10)
+    launched = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    assert train.main([str(tmp_path / "recipe.yaml")]) == 2
+    assert "train-00003.bin: 10 bytes, but train-00003.idx says 2,000,000,000" in capsys.readouterr().err
+    assert train.main([str(tmp_path / "recipe.yaml"), "data.datasets.0.path=nowhere"]) == 2
+    assert capsys.readouterr().err == ""
+    open_as(scale_config([str(path)], ranks=2), 0, 2)
