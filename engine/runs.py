@@ -24,7 +24,7 @@ from config.schema import RunSection
 from data.manifest import Manifest
 from data.tokenizer import Tokenizer
 from engine.checkpoint import STATE, RunState, committed, newest_intact
-from engine.dist import World, everywhere, from_main, together
+from engine.dist import World, from_main, together
 from engine.monitor import METRICS
 
 Say = Callable[[str], None]
@@ -65,18 +65,22 @@ def open_run(config: RunConfig, documents: dict[str, str], world: World, say: Sa
     folder = Path(config.run.folder) / config.run.name
     lock = together(lambda: _prepare_folder(folder, config.run, say) if world.is_main else None, world)
     checkpoint = newest_intact(folder / "checkpoints", world, say)
-    state = RunState()
-    if checkpoint is not None:
-        state = RunState(**json.loads((checkpoint / STATE).read_text())["run"])
-        check_resume(config, checkpoint, documents, say)
-    elif config.run.resume == "must" or from_main(committed(folder / "checkpoints")):
-        raise everywhere(
-            CheckpointError(
+
+    def decide() -> RunState:
+        """On one rank: a thousand need not read the same small files."""
+        state = RunState()
+        if checkpoint is not None:
+            check_resume(config, checkpoint, documents, say)
+            state = RunState(**json.loads((checkpoint / STATE).read_text())["run"])
+        elif config.run.resume == "must" or committed(folder / "checkpoints"):
+            raise CheckpointError(
                 f"{folder}/checkpoints has no intact checkpoint to continue from: restore one, or add run.resume=fresh, "
                 "which sets this run aside and starts over"
             )
-        )
-    together(lambda: (folder / RECIPE).write_text(documents[RECIPE]) if world.is_main else None, world)
+        (folder / RECIPE).write_text(documents[RECIPE])
+        return state
+
+    state = from_main(together(lambda: decide() if world.is_main else None, world))
     return Run(folder, checkpoint, state, lock)
 
 
@@ -120,11 +124,9 @@ def _commands_folder() -> str:
 def check_resume(config: RunConfig, checkpoint: Path, documents: dict[str, str], say: Say) -> None:
     """Refuse what cannot continue, ask for consent to what changes the result, and name the rest."""
     if (checkpoint / TOKENIZER).read_text() != documents[TOKENIZER]:
-        raise everywhere(
-            CheckpointError(
-                f"{checkpoint / TOKENIZER} differs from the tokenizer of {config.data.datasets[0].path}: the shards' "
-                "ids would mean other text. Train on shards made with the checkpoint's tokenizer, or give another run.name"
-            )
+        raise CheckpointError(
+            f"{checkpoint / TOKENIZER} differs from the tokenizer of {config.data.datasets[0].path}: the shards' "
+            "ids would mean other text. Train on shards made with the checkpoint's tokenizer, or give another run.name"
         )
     differences = compare(load_recipe(str(checkpoint / RECIPE)), config)
     refused = [str(d) for d in differences if d.kind == "refused"]
@@ -136,18 +138,14 @@ def check_resume(config: RunConfig, checkpoint: Path, documents: dict[str, str],
         )
     if refused:
         lines = "\n".join(f"  {line}" for line in refused)
-        raise everywhere(
-            ConfigError(
-                f"{checkpoint} cannot continue under these settings:\n{lines}\nGive another run.name, or run.resume=fresh"
-            )
+        raise ConfigError(
+            f"{checkpoint} cannot continue under these settings:\n{lines}\nGive another run.name, or run.resume=fresh"
         )
     if consent and not config.run.accept_changes:
         lines = "\n".join(f"  {line}" for line in consent)
-        raise everywhere(
-            ConfigError(
-                f"settings that change the result differ from those of {checkpoint}:\n{lines}\n"
-                "Add run.accept_changes=true to continue with the new ones, or run.resume=fresh to start over"
-            )
+        raise ConfigError(
+            f"settings that change the result differ from those of {checkpoint}:\n{lines}\n"
+            "Add run.accept_changes=true to continue with the new ones, or run.resume=fresh to start over"
         )
     for line in consent + [str(d) for d in differences if d.kind == "harmless"]:
         say(f"continuing with a change: {line}")
