@@ -178,15 +178,16 @@ def _training(job: SlurmJob, config: RunConfig) -> str:
     """srun and what it runs, one word group a line."""
     arguments = [shlex.join(("train.py", job.recipe, *job.overrides))]
     arguments += ['"${sweep[@]}"'] * bool(job.array)
-    if config.run.resume == "fresh":  # only the first start is to set an earlier run aside
-        arguments.append("${SLURM_RESTART_COUNT:+run.resume=auto}")
+    before = after = ""
+    if config.run.resume == "fresh":
+        before = template.FRESH
+        arguments.append('"${resume[@]}"')
     container = _container(job, config)
     words = ['srun --kill-on-bad-exit=1 --open-mode=append --output="$logs/rank_%t.log"']
     if job.tasks == "gpu":
         words += [*container, " ".join([shlex.quote(job.python), *arguments])]
-        before = after = ""
     else:
-        before, after = template.BEFORE_TORCHRUN, template.AFTER_TORCHRUN
+        before, after = before + template.BEFORE_TORCHRUN, template.AFTER_TORCHRUN
         launcher = template.TORCHRUN.format(python=shlex.quote(job.python), nodes=job.nodes, ranks=job.ranks_per_node)
         words += [*container, launcher, " ".join(arguments)]
     return before + template.TRAINING.format(command=" \\\n    ".join(words)) + after

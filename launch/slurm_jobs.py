@@ -52,6 +52,11 @@ class Record:
         logs = {path.stem.partition("_")[0] for path in self.folder.glob("[0-9]*.log")}
         return max(logs | set(self.submitted), key=int, default=None)
 
+    def answers_to(self, name: str) -> bool:
+        """Whether `name` is the job's, one of its runs', its recipe's, or a number."""
+        numbers = {*self.submitted, self.newest}
+        return name in (self.folder.name, Path(self.recipe).stem, *self.runs) or name.partition("_")[0] in numbers
+
     def write(self) -> None:
         values = {name: value for name, value in vars(self).items() if name != "folder"}
         (self.folder / RECORD).write_text(json.dumps(values, indent=1))
@@ -116,22 +121,20 @@ def find_jobs(name: str | None, run_folder: str) -> list[Job]:
     if name and Path(name).suffix in (".yaml", ".yml") and Path(name).exists():
         config = load_recipe(name)
         name, run_folder = config.run.name, config.run.folder
-    folders = sorted(Path(run_folder).glob(f"slurm/*/{RECORD}"))
-    records = [record for path in folders if (record := read_record(path.parent))]
-    if name is None:
-        return [job for record in records for job in jobs_of(record)]
-    chosen = [
-        r for r in records if name in (r.folder.name, Path(r.recipe).stem, *r.runs) or _number(name) in _numbers(r)
-    ]
-    jobs = [job for record in chosen for job in jobs_of(record)]
-    exact = [job for job in jobs if name in (job.run, job.number)]
-    if exact or jobs:
-        return exact or jobs
+    found = (read_record(path.parent) for path in sorted(Path(run_folder).glob(f"slurm/*/{RECORD}")))
+    records = [record for record in found if record]
+    jobs = [job for record in records if name is None or record.answers_to(name) for job in jobs_of(record)]
+    if name is not None and not jobs:
+        raise _unknown(name, records, run_folder)
+    return [job for job in jobs if name in (job.run, job.number)] or jobs
+
+
+def _unknown(name: str, records: list[Record], run_folder: str) -> ConfigError:
     names = sorted({name for record in records for name in (record.folder.name, *record.runs)})
     close = get_close_matches(name, names, 1)
-    guess = f"; did you mean {close[0]}?" if close else ""
-    raise ConfigError(
-        f"{name}: `python -m launch slurm` wrote no run or job of that name or number under {run_folder}/slurm{guess or '.'} "
+    guess = f"; did you mean {close[0]}?" if close else "."
+    return ConfigError(
+        f"{name}: `python -m launch slurm` wrote no run or job of that name or number under {run_folder}/slurm{guess} "
         f"It knows {', '.join(names[:10]) or 'none'}"
     )
 
@@ -140,7 +143,7 @@ def one_job(name: str, run_folder: str) -> Job:
     """The job that `name` means. Raises ConfigError if it is a sweep of several."""
     jobs = find_jobs(name, run_folder)
     if len(jobs) > 1:
-        raise ConfigError(f"{name} is a sweep: choose one of its runs, {', '.join(job.run for job in jobs)}")
+        raise ConfigError(f"{name} means several runs: choose one of {', '.join(job.run for job in jobs)}")
     return jobs[0]
 
 
@@ -153,14 +156,6 @@ def slurm_command(name: str) -> str:
             "the cluster, after `module load slurm` where it needs one"
         )
     return found
-
-
-def _number(name: str) -> str:
-    return name.partition("_")[0]
-
-
-def _numbers(record: Record) -> tuple[str, ...]:
-    return (*record.submitted, *filter(None, [record.newest]))
 
 
 def _show(number: str) -> list[dict[str, str]]:

@@ -50,6 +50,13 @@ wait $srun
 code=$?
 """
 
+FRESH = """\
+# run.resume=fresh sets an earlier run aside, until this job has made a checkpoint of its own: that it continues.
+[[ -e $logs/began ]] || touch "$logs/began"
+resume=()
+[[ $run/checkpoints/latest -nt $logs/began ]] && resume=(run.resume=auto)
+"""
+
 BEFORE_TORCHRUN = """\
 export EXIT_CODE_FILE=$(realpath "$logs")/exit_code
 rm -f "$EXIT_CODE_FILE"

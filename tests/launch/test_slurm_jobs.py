@@ -79,7 +79,7 @@ def test_unknown_names_and_sweeps(slurm):
         ConfigError, match=r"tinny: .* under .*/slurm; did you mean tiny\? It knows s, s-a, s-b, s-c, tiny"
     ):
         find_jobs("tinny", str(slurm))
-    with pytest.raises(ConfigError, match="s is a sweep: choose one of its runs, s-a, s-b, s-c"):
+    with pytest.raises(ConfigError, match="s means several runs: choose one of s-a, s-b, s-c"):
         one_job("s", str(slurm))
 
 

@@ -1,5 +1,6 @@
 """The sbatch script: what stands in it, that bash reads it, and what is refused before it is written."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -121,10 +122,16 @@ def test_an_element_of_a_sweep_is_a_run_of_its_own(recipe, tmp_path):
     assert len({run[-1] for run in runs}) == 4
 
 
-def test_only_the_first_start_sets_an_earlier_run_aside(recipe, tmp_path):
+def test_an_earlier_run_is_set_aside_until_the_job_has_a_checkpoint_of_its_own(recipe, tmp_path):
     text = script(recipe, overrides=("run.resume=fresh",))
+    latest = tmp_path / "runs/tiny/checkpoints/latest"
+    latest.parent.mkdir(parents=True)
+    latest.touch()
+    os.utime(latest, (1, 1))
     assert arguments_of_train(text, tmp_path)[1:] == ["run.resume=fresh"]
-    assert arguments_of_train(text, tmp_path, SLURM_RESTART_COUNT="1")[1:] == ["run.resume=fresh", "run.resume=auto"]
+    assert arguments_of_train(text, tmp_path, SLURM_RESTART_COUNT="1")[1:] == ["run.resume=fresh"]
+    os.utime(latest)
+    assert arguments_of_train(text, tmp_path, SLURM_RESTART_COUNT="2")[1:] == ["run.resume=fresh", "run.resume=auto"]
 
 
 def test_containers_see_what_the_run_reads_and_writes(recipe, tmp_path, corpus):
