@@ -70,7 +70,7 @@ class Cluster:
         """A SLURM command or `python -m launch`, as a user in the project's folder would type it."""
         environ = {**environment(), **self.environ, **extra}
         return subprocess.run(
-            list(map(str, command)), cwd=ROOT, env=environ, capture_output=True, text=True, timeout=120
+            list(map(str, command)), cwd=ROOT, env=environ, capture_output=True, text=True, timeout=200
         )
 
     def launch(self, *arguments: str | Path, **extra: str) -> subprocess.CompletedProcess:
