@@ -18,8 +18,8 @@ from typing import Any, Literal
 from config.ds_config import DSConfig
 
 TRAIN = Path(__file__).parents[2] / "train.py"
-LEAST_STEPS = 4
-"""The first of them compiles and is not counted."""
+LEAST_STEPS = 3
+"""Of a trial, however long they take. The first of them compiles and is not counted."""
 LONGEST_START = 900.0
 """Seconds until the first step is done, compiling included."""
 PATIENCE = 60.0
@@ -69,7 +69,8 @@ def run_trial(recipe: str, overrides: dict[str, Any], ds_config: DSConfig, ranks
 
 @contextmanager
 def _started(command: list[str], output: Any) -> Iterator[subprocess.Popen]:
-    """A process in a session of its own; whatever is left of it is gone at the end."""
+    """A process in a session of its own; whatever is left of it is gone at the end, after SIGTERM as after Ctrl-C."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
     try:
         yield process
@@ -80,6 +81,7 @@ def _started(command: list[str], output: Any) -> Iterator[subprocess.Popen]:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        signal.signal(signal.SIGTERM, before)
 
 
 def _watch(process: subprocess.Popen, metrics: Path, seconds: float) -> bool:
