@@ -1,95 +1,62 @@
 """write a Kubernetes manifest: a PyTorchJob of the training operator, or a JobSet"""
 
 import argparse
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import yaml
 
-from config import ConfigError, RunConfig, load_recipe
-from config.derive import derive
+from config import ConfigError
 from config.load import display_path
+from launch.kubernetes_job import SAVED_BEFORE_SECONDS, Kind, KubernetesJob, check_job, pairs, valid_name
 
-Kind = Literal["pytorchjob", "jobset"]
-
-LONGEST_NAME = 40
-"""Of the 63 characters of a host name; the rest is what the operators add."""
-SAVED_BEFORE_SECONDS = 30
-"""How long before Kubernetes kills a pod torchrun kills what still runs."""
 JOBSET_PORT = 29500
 NODES = "nodes"
-QUANTITY = re.compile(r"\d+(\.\d+)?(m|[kMGTPE]i?)?")
-
-
-@dataclass(frozen=True)
-class KubernetesJob:
-    """What the cluster is asked for, and what runs on it."""
-
-    recipe: str
-    """Name or path, as for train.py."""
-    image: str
-    """Container image with what `pip install -e .` installs."""
-    claim: str
-    """PersistentVolumeClaim, ReadWriteMany, that holds a checkout of the project with its corpora and runs."""
-    overrides: tuple[str, ...] = ()
-    kind: Kind = "pytorchjob"
-    nodes: int = 1
-    gpus_per_node: int = 8
-    name: str = ""
-    """Default: the run's name, made a valid one."""
-    namespace: str = ""
-    workdir: str = "/workspace"
-    """Where the claim is mounted and the training starts."""
-    shm_size: str = "16Gi"
-    """Size of /dev/shm, which NCCL exchanges through inside a node; Kubernetes' own 64 MiB are too few."""
-    cpu: str = ""
-    memory: str = ""
-    rdma: str = ""
-    """Name of the device plug-in's resource for InfiniBand or RoCE, as rdma/ib."""
-    env: tuple[str, ...] = ()
-    """NAME=VALUE each."""
-    node_selector: tuple[str, ...] = ()
-    """LABEL=VALUE each."""
-    grace_seconds: int = 600
-    """Between the signal to end and the kill: one step and one checkpoint have to fit."""
-    restarts: int = 100
-    """How often a preempted or failed job starts again, each time from its newest checkpoint."""
 
 
 SHIPPED: dict[str, KubernetesJob] = {
-    kind: KubernetesJob("llama_7b", "registry.example.com/groundwork:latest", "groundwork", kind=kind, nodes=2,
-                        cpu="96", memory="800Gi", rdma="rdma/ib", name="llama-7b",
-                        overrides=("batch.global_batch_size=1024", "batch.micro_batch_size=4"))
+    kind: KubernetesJob(
+        "llama_7b",
+        image="registry.example.com/groundwork:latest",
+        claim="groundwork",
+        kind=kind,
+        nodes=2,
+        cpu="96",
+        memory="800Gi",
+        rdma="rdma/ib",
+    )
     for kind in get_args(Kind)
-}  # fmt: skip
+}
 """The files in launch/kubernetes/, by name."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    default = KubernetesJob
-    add = parser.add_argument
-    add("recipe", help="name or path, as for train.py")
-    add("overrides", nargs="*", metavar="section.key=value", help="settings, as for train.py")
-    add("--kind", choices=get_args(Kind), default=default.kind, help="default pytorchjob, for Kubeflow's operator")
-    add("--nodes", type=int, default=default.nodes, help="pods, each one node (default 1)")
-    add("--gpus-per-node", type=int, default=default.gpus_per_node, help="ranks of each pod (default 8)")
-    add("--image", default="", help="container image with what `pip install -e .` installs")
-    add("--claim", default="", metavar="NAME", help="PersistentVolumeClaim (ReadWriteMany) with a checkout, its corpora and runs")  # fmt: skip
-    add("--workdir", default=default.workdir, metavar="PATH", help="where the claim is mounted and the training starts (default /workspace)")  # fmt: skip
-    add("--name", default="", help="name of the job; else the run's")
-    add("--namespace", default="", help="else the one that kubectl is set to")
-    add("--shm-size", default=default.shm_size, metavar="SIZE", help="of /dev/shm (default 16Gi)")
-    add("--cpu", default="", metavar="N", help="cores of each pod")
-    add("--memory", default="", metavar="SIZE", help="memory of each pod, as 800Gi")
-    add("--rdma", default="", metavar="RESOURCE", help="the cluster's resource for InfiniBand or RoCE, as rdma/ib")
-    add("--env", action="append", default=[], metavar="NAME=VALUE", help="may be repeated")
-    add("--node-selector", action="append", default=[], metavar="LABEL=VALUE", help="may be repeated")
-    add("--grace-seconds", type=int, default=default.grace_seconds, metavar="S", help="from the signal to end to the kill (default 600)")  # fmt: skip
-    add("--restarts", type=int, default=default.restarts, metavar="N", help="after preemptions and failures (default 100)")  # fmt: skip
-    add("--out", type=Path, metavar="FILE", help="the manifest (default: printed)")
+    def add(option: str, about: str, metavar: str | None = None, **settings: Any) -> None:
+        """An option for a field of KubernetesJob, with its default."""
+        default = getattr(KubernetesJob, option.strip("-").replace("-", "_"), "")
+        shown = f"{about} (default {default})" if default else about
+        parser.add_argument(option, default=default, type=type(default), metavar=metavar, help=shown, **settings)
+
+    parser.add_argument("recipe", help="name, or path in the checkout on the claim")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings, as for train.py")
+    add("--kind", "for Kubeflow's training operator, or for JobSet", choices=get_args(Kind))
+    add("--nodes", "pods, each one node", "N")
+    add("--gpus-per-node", "ranks of each pod", "N")
+    add("--image", "container image with what `pip install -e .` installs")
+    add("--claim", "PersistentVolumeClaim (ReadWriteMany) that holds a checkout, its corpora and runs", "NAME")
+    add("--workdir", "where the claim is mounted and the training starts", "PATH")
+    add("--name", "name of the job; else the run's")
+    add("--namespace", "else the one that kubectl is set to", "NAME")
+    add("--shm-size", "of /dev/shm", "SIZE")
+    add("--cpu", "cores of each pod", "N")
+    add("--memory", "memory of each pod, as 800Gi", "SIZE")
+    add("--rdma", "the cluster's resource for InfiniBand or RoCE, as rdma/ib", "RESOURCE")
+    for option, metavar in (("--env", "NAME=VALUE"), ("--node-selector", "LABEL=VALUE")):
+        parser.add_argument(option, action="append", default=[], metavar=metavar, help="may be repeated")
+    add("--grace-seconds", "from the signal to end to the kill", "S")
+    add("--restarts", "how often the job starts again after a preemption or a failure", "N")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the manifest (default: printed)")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -123,8 +90,7 @@ def manifest_text(job: KubernetesJob) -> str:
 
 def manifest(job: KubernetesJob) -> dict[str, Any]:
     """The manifest as a dictionary. Raises as `manifest_text`."""
-    config = load_recipe(job.recipe, job.overrides)
-    _check(job, config)
+    config = check_job(job)
     name = job.name or valid_name(config.run.name)
     metadata = {"name": name, **({"namespace": job.namespace} if job.namespace else {})}
     if job.kind == "jobset":
@@ -135,13 +101,6 @@ def manifest(job: KubernetesJob) -> dict[str, Any]:
             "spec": _jobset(job, name),
         }
     return {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "metadata": metadata, "spec": _pytorchjob(job)}
-
-
-def valid_name(text: str) -> str:
-    """A DNS-1123 label near to a text: small letters, digits and hyphens, a letter first."""
-    label = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-    label = label if label[:1].isalpha() else f"run-{label}"
-    return label[:LONGEST_NAME].rstrip("-")
 
 
 def _pytorchjob(job: KubernetesJob) -> dict[str, Any]:
@@ -179,7 +138,7 @@ def _pod(job: KubernetesJob, node_rank: str, rendezvous: dict[str, str] | None =
     which save; Kubernetes replaces $(NAME) by the variable."""
     # torchrun would kill its ranks 30 s after the signal; the ranks may take the pod's grace period.
     shutdown = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(job.grace_seconds - SAVED_BEFORE_SECONDS)}
-    variables = {**(rendezvous or {}), **shutdown, **_pairs("--env", job.env)}
+    variables = {**(rendezvous or {}), **shutdown, **pairs("--env", job.env)}
     amounts = {"nvidia.com/gpu": str(job.gpus_per_node), "cpu": job.cpu, "memory": job.memory}
     if job.rdma:
         amounts[job.rdma] = "1"
@@ -203,7 +162,7 @@ def _pod(job: KubernetesJob, node_rank: str, rendezvous: dict[str, str] | None =
         **({"securityContext": {"capabilities": {"add": ["IPC_LOCK"]}}} if job.rdma else {}),  # to pin memory
         "volumeMounts": [{"name": "shared", "mountPath": job.workdir}, {"name": "shm", "mountPath": "/dev/shm"}],
     }
-    selector = _pairs("--node-selector", job.node_selector)
+    selector = pairs("--node-selector", job.node_selector)
     return {
         "terminationGracePeriodSeconds": job.grace_seconds,
         **({"nodeSelector": selector} if selector else {}),
@@ -213,43 +172,3 @@ def _pod(job: KubernetesJob, node_rank: str, rendezvous: dict[str, str] | None =
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": job.shm_size}},
         ],
     }
-
-
-def _check(job: KubernetesJob, config: RunConfig) -> None:
-    needed = {"--image": job.image, "--claim": job.claim}
-    about = {
-        "--image": "the container image with what `pip install -e .` installs",
-        "--claim": "the PersistentVolumeClaim (ReadWriteMany) that holds the checkout, its corpora and runs: all pods read "
-        "and write there",
-    }
-    for option, value in needed.items():
-        if not value:
-            raise ConfigError(f"{option} is missing: give {about[option]}")
-    if job.nodes < 1 or job.gpus_per_node < 1:
-        raise ConfigError(
-            f"--nodes {job.nodes} --gpus-per-node {job.gpus_per_node}: a pod trains on its GPUs, so give at least 1 of each"
-        )
-    for option, name in (("--name", job.name), ("--namespace", job.namespace), ("--claim", job.claim)):
-        if name and name != valid_name(name):
-            raise ConfigError(
-                f"{option} {name}: Kubernetes takes small letters, digits and hyphens, a letter first, here not more than "
-                f"{LONGEST_NAME} of them: {valid_name(name)}"
-            )
-    for option, amount in (("--cpu", job.cpu), ("--memory", job.memory), ("--shm-size", job.shm_size)):
-        if amount and not QUANTITY.fullmatch(amount):
-            raise ConfigError(f"{option} {amount}: give a number with a unit of Kubernetes, as 96, 500m, 800Gi or 2T")
-    if job.grace_seconds <= SAVED_BEFORE_SECONDS:
-        raise ConfigError(
-            f"--grace-seconds {job.grace_seconds}: {SAVED_BEFORE_SECONDS} of them are for ending, so give more than that: as "
-            "long as a step and a checkpoint take"
-        )
-    _pairs("--env", job.env)
-    _pairs("--node-selector", job.node_selector)
-    derive(config, job.nodes * job.gpus_per_node)
-
-
-def _pairs(option: str, texts: Sequence[str]) -> dict[str, str]:
-    for text in texts:
-        if not re.fullmatch(r"[^=\s]+=.*", text):
-            raise ConfigError(f"{option} {text}: expected NAME=VALUE")
-    return dict(text.split("=", 1) for text in texts)  # type: ignore[misc]

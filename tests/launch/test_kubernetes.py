@@ -13,7 +13,8 @@ import yaml
 
 from config import ConfigError
 from launch.__main__ import main
-from launch.kubernetes import SHIPPED, KubernetesJob, manifest, manifest_text, valid_name
+from launch.kubernetes import SHIPPED, manifest, manifest_text
+from launch.kubernetes_job import KubernetesJob, valid_name
 from tests.conftest import ROOT, environment, losses
 from tests.ranks import free_port
 
@@ -131,7 +132,9 @@ def test_pods_find_each_other():
         ("--nodes 0", "--nodes 0 --gpus-per-node 8: "),
         ("--name My_Run.1", "--name My_Run.1: Kubernetes takes small letters, .*: my-run-1$"),
         ("--name 7b", "--name 7b: .*: run-7b$"),
-        ("--namespace A", "--namespace A: .*: a$"),
+        ("--namespace A", "--namespace A: .*, as a$"),
+        ("--claim My_Disk", "--claim My_Disk: .*, as my-disk$"),
+        ("run.resume=fresh", "run.resume fresh would start over whenever a pod starts again"),
         ("--nodes 3", "batch.global_batch_size 8 is not a multiple of batch.micro_batch_size 4 × 24 ranks = 96"),
         ("--memory 800GB", "--memory 800GB: give a number with a unit of Kubernetes, as 96, 500m, 800Gi"),
         ("--shm-size much", "--shm-size much: give a number"),
