@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from config import ConfigError, load_recipe
-from launch.plan.choices import SETTINGS, choose
+from launch.plan.choices import choose, kept_settings
 from launch.plan.forecast import STORAGE_GB, forecast
 from launch.plan.reason import nothing_fits, recommend
 from launch.plan.report import as_json, report
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
             raise ConfigError(f"--{name.replace('_', '-')} {value:g}: give a number above zero")
     config = load_recipe(options.recipe, options.overrides)
     room, source = room_from(options), Source(options.recipe, tuple(options.overrides))
-    kept = frozenset(override.partition("=")[0].strip() for override in options.overrides) & set(SETTINGS)
+    kept = kept_settings(config, source.overrides)
     choices = choose(config, room, kept)
     choice = recommend(choices)
     if choice is None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from config.hardware import Cluster
 from config.plan import Plan, plan
-from launch.plan.choices import Option
+from launch.plan.option import Option
 
 HOUR, DAY = 3600, 86400
 STORAGE_GB = 2.0

@@ -9,7 +9,8 @@ from config.hardware import accelerators
 from config.parallel import ranks_per_row, setting
 from config.plan import gigabytes
 from config.transformer_schema import Recompute
-from launch.plan.choices import MICRO_BATCH, RECOMPUTE, TIE, Choices, Option, Room, explore, with_settings
+from launch.plan.choices import TIE, Choices, explore
+from launch.plan.option import MICRO_BATCH, RECOMPUTE, Option, Room, with_settings
 
 MOST_GPUS = 4096
 """Where the search for more GPUs ends."""

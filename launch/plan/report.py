@@ -7,8 +7,9 @@ from typing import Any
 from config import Choice
 from config.hardware import Cluster
 from config.plan import gigabytes
-from launch.plan.choices import MICRO_BATCH, SETTINGS, Choices, Option
+from launch.plan.choices import Choices
 from launch.plan.forecast import Forecast, duration
+from launch.plan.option import MICRO_BATCH, SETTINGS, Option
 
 TITLES = ("ds_config", "micro × accumulation", "precision", "recompute", "shared", "memory", "step", "tokens/s", "MFU")
 

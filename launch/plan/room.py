@@ -11,7 +11,7 @@ from resource import RLIM_INFINITY, RLIMIT_AS, RLIMIT_DATA, getrlimit
 from config import ConfigError
 from config.device import cpu_info
 from config.hardware import Accelerator, Cluster, by_device_name, find_accelerator, find_network
-from launch.plan.choices import Room
+from launch.plan.option import Room
 
 GPUS_PER_NODE = 8
 HOST_GB_PER_GPU = 128

@@ -9,7 +9,8 @@ from typing import Any
 from config import Choice, ConfigError, RunConfig, dump_recipe
 from config.hardware import Cluster
 from config.parallel import ranks_per_row
-from launch.plan.choices import MICRO_BATCH, Choices, Option, Room, evaluate, timed, with_settings
+from launch.plan.choices import Choices
+from launch.plan.option import MICRO_BATCH, Option, Room, evaluate, timed, with_settings
 from launch.plan.reason import in_words
 from launch.plan.trial import Measured, run_trial
 from launch.plan.write import Source

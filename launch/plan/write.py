@@ -10,7 +10,7 @@ from config import Choice, ConfigError, load_recipe
 from config.hardware import Cluster
 from config.load import display_path, find_recipe, merged_recipe
 from launch.accelerate_config import accelerate_config
-from launch.plan.choices import DS_CONFIG, Option
+from launch.plan.option import DS_CONFIG, Option
 from launch.plan.reason import in_words
 from launch.plan.variants import is_written
 from launch.slurm import SlurmJob, sbatch_script

@@ -15,7 +15,8 @@ from config.load import recipe_names
 from config.memory import estimate_memory
 from config.parallel import ranks_per_row
 from launch.__main__ import main
-from launch.plan.choices import Choices, Room, choose, evaluate
+from launch.plan.choices import Choices, choose
+from launch.plan.option import Room, evaluate
 from launch.plan.reason import nothing_fits, recommend
 from launch.plan.speed import estimate_step
 
@@ -102,6 +103,21 @@ def test_what_is_set_on_the_command_line_stays():
     choices = choose(config, room("h100-80", 64), frozenset({"engine.ds_config", "batch.micro_batch_size"}))
     kinds = {(o.config.engine.ds_config, o.config.batch.micro_batch_size) for o in choices.fitting}
     assert kinds == {("zero2", 1)}
+
+
+def test_the_negatives_of_contrastive_learning_stay(capsys):
+    arguments = (
+        "gpt2_124m",
+        "objective.name=contrastive",
+        "batch.micro_batch_size=16",
+        "--gpus",
+        "8",
+        "--gpu",
+        "h100-80",
+    )
+    code, text, error = plan(capsys, arguments[0], arguments[1], *arguments[3:], "--json")
+    assert code == 0, error
+    assert {option["settings"]["batch.micro_batch_size"] for option in json.loads(text)["options"]} == {16}
 
 
 def test_if_nothing_fits_it_says_by_how_much_and_how_many_gpus_would_do():

@@ -12,7 +12,7 @@ from config import load_recipe
 from config.hardware import Cluster, find_accelerator, find_network
 from launch.__main__ import main
 from launch.plan import room, tune
-from launch.plan.choices import evaluate
+from launch.plan.option import evaluate
 from launch.plan.trial import Measured
 from tests.conftest import ROOT, environment
 
