@@ -45,17 +45,19 @@ def debug_recipe(recipe: str, overrides: list[str], terminal: int, environ: Mapp
     """
     short = ["schedule.warmup_steps=0", f"schedule.steps={STEPS}"]
     short += [f"monitor.{what}_steps=[]" for what in ("statistics", "profile", "memory")]
-    settings = debug_settings(load_recipe(recipe, short + overrides), terminal, world_size(environ))
+    config = load_recipe(recipe, short + overrides)
+    settings = debug_settings(config, terminal, world_size(environ))
     small = [
         f"{section}.{name}={json.dumps(value)}" for section in settings for name, value in settings[section].items()
     ]
-    return load_recipe(recipe, short + small + overrides)
+    # Last, because a debug run replaces the one before: no name that is typed shall make it replace another run.
+    return load_recipe(recipe, [*short, *small, *overrides, f"run.name={json.dumps(config.run.name + '-debug')}"])
 
 
 def debug_settings(config: RunConfig, terminal: int, ranks: int) -> dict[str, dict[str, Any]]:
     steps = config.schedule.steps
     return {
-        "run": {"name": f"{config.run.name}-debug", "resume": "replace"},
+        "run": {"resume": "replace"},
         "data": {"row_length": min(config.data.row_length, 64), "prefetch_steps": 0},
         "model": _small_shape(config.model),
         "batch": {"global_batch_size": 4 * ranks, "micro_batch_size": 2, "ramp": []},

@@ -79,6 +79,13 @@ def test_breakpoint_works_under_debug(recipe):
     assert "(Pdb)" in result.stdout and "42" in result.stdout
 
 
+def test_debug_never_replaces_a_run_that_is_named(recipe, tmp_path):
+    assert train(recipe, "run.name=mine", "schedule.steps=2").returncode == 0
+    assert train(recipe, "--debug", "run.name=mine", "schedule.steps=1").returncode == 0
+    assert len((tmp_path / "runs/mine/metrics.jsonl").read_text().splitlines()) > 2
+    assert (tmp_path / "runs/mine-debug").is_dir()
+
+
 @pytest.mark.parametrize("name", ["gpt2_124m", "modernbert_base", "t5_base"])
 def test_debug_needs_no_corpus(tmp_path, name):
     command = ["train.py", name, "--debug", "schedule.steps=2"]

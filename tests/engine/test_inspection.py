@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -118,6 +119,7 @@ def test_compiled_blocks_and_two_ranks_are_looked_into_as_well(recipe, tmp_path)
         "schedule.steps=3",
         "schedule.name=constant",
         "monitor.statistics_steps=[2]",
+        "monitor.memory_steps=[3]",
         "monitor.profile_steps=[3]",
         "monitor.inspect_ranks=[1]",
         launcher=("torchrun", "--standalone", "--nproc-per-node", "2"),
@@ -127,8 +129,10 @@ def test_compiled_blocks_and_two_ranks_are_looked_into_as_well(recipe, tmp_path)
     assert {path.name.split(".")[1] for path in inspect.iterdir()} == {"rank_1"}
     table = (inspect / "statistics_step_00000002.rank_1.txt").read_text()
     assert "\nblocks.1.attention.q_norm " in table and "NOT FINITE" not in table
-    check_steps = json.loads(gzip.decompress((inspect / "trace_step_00000003.rank_1.pt.trace.json.gz").read_bytes()))
-    assert any(event["name"] == "ProfilerStep#3" for event in check_steps["traceEvents"])
+    memory = (inspect / "memory_step_00000003.rank_1.txt").read_text()
+    assert float(re.search(r"activations +([\d.]+)", memory)[1]) > 0.1
+    trace = json.loads(gzip.decompress((inspect / "trace_step_00000003.rank_1.pt.trace.json.gz").read_bytes()))
+    assert any(event["name"] == "ProfilerStep#3" for event in trace["traceEvents"])
 
 
 def test_out_of_memory_names_what_holds_it_and_what_would_save_some(recipe, tmp_path):

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from config import RunConfig
+from config.parallel import data_rank_and_size
 from engine.build import build_engine
 from engine.dist import World, connect
 from engine.engine import Engine, TrainingError
@@ -75,7 +76,8 @@ def find_all(cases: list[tuple[dict[str, Any], str]]) -> list[tuple[str, list[Fi
 
 def find(config: RunConfig, fault: str, world: World) -> tuple[str, list[Finding], bool]:
     engine, _ = build_engine(config, world)
-    step = lambda index: rank_batches(index, config.batch.micro_batch_size, world.rank, world.size)  # noqa: E731
+    rank, size = data_rank_and_size(config.engine, world.rank, world.size)
+    step = lambda index: rank_batches(index, config.batch.micro_batch_size, rank, size)  # noqa: E731
     engine.step(0, step(0))
     before = [owner.detach().clone() for owner in owners(engine.deepspeed)]
     FAULTS[fault](engine)
