@@ -17,9 +17,10 @@ from unittest.mock import patch
 from engine import state
 
 FILE_FUNCTIONS = [(builtins, "open"), (io, "open"), (os, "open"), (os, "stat"), (os, "lstat"), (state, "safe_open")]
-LIMITS = {"O(1)": 0.05, "O(log n)": 0.2, "O(n)": 1.1}
+LIMITS = {"O(log n)": 0.2, "O(n)": 1.1}
 """Largest exponent of each bound. That of log n between 100 and 1,000 is 0.18."""
 SMALLEST_MEMORY = 1 << 20
+SHORTEST_MS = 2.0
 FEWEST_FILES = 8
 """A step of four rows may open as many shards, if there are."""
 
@@ -60,7 +61,7 @@ class Row:
             "memory": SMALLEST_MEMORY,
             "exchanges": 1,
             "received": 1,
-            "milliseconds": 2.0,
+            "milliseconds": SHORTEST_MS,
         }
         return {
             kind: exponent({n: max(getattr(cost, kind), least) for n, cost in self.costs.items()})

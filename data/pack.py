@@ -83,9 +83,8 @@ class Rows:
         self.vocab_size = vocab_size
         shards = [shard for shards in datasets for shard in shards]
         self._shards = shards
-        most_mapped = min(
-            MOST_SHARDS_MAPPED, most_open_files() // 8
-        )  # each with two files, train and valid: half of all
+        # Two files for each shard, for training and for validation: half of all that may be open.
+        most_mapped = min(MOST_SHARDS_MAPPED, most_open_files() // 8)
         self._mapped = lru_cache(most_mapped)(lambda number: _Mapped(shards[number], row_length + 1))
         self._sizes = [shard.token_count for shard in shards]
         """Tokens of each shard."""
