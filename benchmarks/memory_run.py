@@ -7,6 +7,7 @@ memory, too, so the process's peak is that of a run without it.
 """
 
 import argparse
+import gc
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -125,7 +126,7 @@ def kept_states(engine: Engine) -> dict[str, int]:
 def _storages(tensors: Iterator[Any]) -> dict[int, int]:
     found = {}
     for tensor in tensors:
-        if isinstance(tensor, torch.Tensor):
+        if type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.device.type != "meta":
             found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
     return found
 
@@ -150,6 +151,7 @@ def measure(config: RunConfig, counting: bool) -> dict[str, Any]:
         peak = torch.cuda.max_memory_reserved()
     phases = counter.finish()
     return {
+        "alive": sum(_storages(iter(gc.get_objects())).values()),
         "rank": world.rank,
         "ranks": world.size,
         "kind": device_info(world.device).kind,
