@@ -3,7 +3,7 @@
 Each run is one or two processes of its own (memory_run.py), on the GPU where there is one. Compared with
 config/memory.py by part: weights, optimiser, what the forward pass keeps for the backward pass, all tensors at the
 fullest moment, and the whole process (on a GPU what its allocator reserves). On a CPU a run is made twice, once for the
-process's peak and once with its tensors counted.
+process's peak and once with its tensors counted. Then the plan of runs whose memory was published.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.memory_cases import CASES, ROOT, Case
+from benchmarks.memory_published import published_table
 from config import load_recipe
 from config.activations import Activations
 from config.block_memory import FP32, Arithmetic
@@ -32,7 +33,7 @@ Bytes = dict[str, int]
 
 
 def run_case(case: Case, overrides: list[str], folder: Path, count: bool) -> dict[str, Any]:
-    """What rank 0 found. Raises SystemExit with the end of its output if it fails."""
+    """What rank 0 found. Raises RuntimeError with the end of its output if it fails."""
     out = folder / f"found_{count}"
     launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={case.ranks}", "-m"] * (case.ranks > 1)
     module = ["benchmarks.memory_run", str(out), case.recipe, *overrides, *["--count"] * count]
@@ -44,7 +45,7 @@ def run_case(case: Case, overrides: list[str], folder: Path, count: bool) -> dic
         text=True,
     )
     if not out.exists():
-        raise SystemExit(f"{case.name} failed:\n{finished.stdout[-2000:]}")
+        raise RuntimeError(finished.stdout[-2000:])
     return json.loads(out.read_text())
 
 
@@ -107,12 +108,16 @@ def main(arguments: list[str]) -> int:
     for case in CASES:
         if not any(text in case.name for text in options.only):
             continue
-        plan, found = compare(case)
+        try:
+            plan, found = compare(case)
+        except RuntimeError as error:  # two ranks need two GPUs
+            print(f"{case.name} failed:\n{error}", file=sys.stderr, flush=True)
+            continue
         for part in PARTS:
             errors[part].append(plan[part] / found[part] - 1)
         cells = (f"{plan[part] / 1e6:,.0f} / {found[part] / 1e6:,.0f} ({errors[part][-1]:+.0%})" for part in PARTS)
         print(f"| {case.name} | {' | '.join(cells)} |", flush=True)
-    print("", *(summary(part, found) for part, found in errors.items() if found), sep="\n")
+    print("", *(summary(part, found) for part, found in errors.items() if found), "", published_table(), sep="\n")
     return 0
 
 

@@ -7,6 +7,9 @@ import sys
 import pytest
 
 from benchmarks import gpu
+from benchmarks.memory import compare
+from benchmarks.memory_cases import Case
+from benchmarks.memory_published import RUNS, STATES, predicted_gib, states_gb
 from tests.conftest import ROOT, environment
 
 
@@ -46,3 +49,25 @@ def test_the_fastest_step_on_whole_rows_is_profiled():
         {"variant": "compiled, flash", "problem": "not here"},
     ]
     assert gpu.best_variant(rows) == "ZeRO 1, compiled" and gpu.best_variant([]) == ""
+
+
+@pytest.mark.slow
+def test_measured_memory_of_a_short_run_is_the_planned():
+    """Two blocks and two micro-batches; of all parts but the process, most of which is the interpreter."""
+    small = ("model.num_layers=2", "model.vocab_size=4096")
+    plan, found = compare(Case("gpt2_124m", "zero1", "bf16", 4, 256, small, accumulation=2))
+    assert plan["weights"] == pytest.approx(found["weights"], rel=0.01)
+    assert plan["optimiser"] == pytest.approx(found["optimiser"], rel=0.01)
+    assert plan["kept by forward"] == pytest.approx(found["kept by forward"], rel=0.02)
+    assert plan["all tensors"] == pytest.approx(found["all tensors"], rel=0.1)
+    assert found["process"] > found["all tensors"]
+
+
+@pytest.mark.parametrize("run", [run for run in RUNS if "depth 32" not in run.name], ids=lambda run: run.name)
+def test_planned_memory_is_within_a_tenth_of_what_others_published(run):
+    assert predicted_gib(run) == pytest.approx(run.gib, rel=0.1)
+
+
+@pytest.mark.parametrize(("stage", "gb"), STATES)
+def test_planned_states_are_those_of_the_zero_paper(stage, gb):
+    assert states_gb(stage) == pytest.approx(gb, rel=0.005)
