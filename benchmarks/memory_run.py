@@ -27,7 +27,8 @@ from engine.device import device_info
 from engine.dist import World, connect
 from engine.engine import Engine
 
-STEPS = 3
+STEPS = 2
+"""The second one finds gradients, moments and buffers as every later one does."""
 Phase = tuple[str, int, int]
 """Name of a part of a run, bytes of tensors at most during it and at its end."""
 

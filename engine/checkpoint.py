@@ -9,7 +9,6 @@ checkpoints/latest            name of the newest one; moves last
 """
 
 import json
-import math
 import os
 import shutil
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from torch.profiler import record_function
 
 from config.errors import CheckpointError
 from engine.dist import World, barrier, first_report, from_main, gather_to_main, together
-from engine.state import FRAGMENTS, engine_facts, read_fragments, sync, write_fragments
+from engine.state import FRAGMENTS, engine_facts, fragment_bytes, read_fragments, sync, write_fragments
 
 MANIFEST, STATE, LATEST = "manifest.json", "state.json", "latest"
 
@@ -50,7 +49,7 @@ def save(folder: Path, engine: Any, state: RunState, documents: dict[str, str], 
     temporary = folder / f".tmp-{final.name}"
     facts = engine_facts(engine)
     texts = {**documents, STATE: json.dumps({"run": asdict(state), "engine": facts}, indent=1)}
-    together(lambda: _start(temporary, facts) if world.is_main else None, world)
+    together(lambda: _start(temporary, fragment_bytes(engine, facts)) if world.is_main else None, world)
     written = together(lambda: _write_share(temporary, engine, world), world)
     files = {name: entry for share in gather_to_main(written, world) for name, entry in share.items()}
     manifest = {"version": 1, "step": state.step, "world_size": world.size, "files": files}
@@ -101,11 +100,10 @@ def damage(checkpoint: Path, rank: int = 0, world_size: int = 1) -> str | None:
     return None
 
 
-def _start(temporary: Path, facts: dict[str, Any]) -> None:
+def _start(temporary: Path, needed: int) -> None:
     for leftover in temporary.parent.glob(".tmp-*"):
         shutil.rmtree(leftover)
     (temporary / FRAGMENTS).mkdir(parents=True)
-    needed = 4 * (1 + len(facts["moments"])) * sum(math.prod(shape) for shape in facts["shapes"].values())
     free = shutil.disk_usage(temporary).free
     if free < needed:
         raise CheckpointError(

@@ -1,6 +1,7 @@
 """Training state as safetensors files of fragments: written without communication, read at any topology."""
 
 import json
+import math
 import os
 from collections import defaultdict
 from collections.abc import Iterator
@@ -55,6 +56,13 @@ def engine_facts(engine: Any) -> dict[str, Any]:
         "scalars": scalars,
         "loss_scale": {k: v for k, v in vars(_loss_scaler(engine)).items() if isinstance(v, int | float)},
     }
+
+
+def fragment_bytes(engine: Any, facts: dict[str, Any]) -> int:
+    """Of all ranks' fragments: weights and the moments that belong to each parameter, in fp32."""
+    optimizer = base_optimizer(engine)
+    copies = {name: 1 + len(moments_of(optimizer, name, facts["moments"])) for name in facts["shapes"]}
+    return 4 * sum(copies[name] * math.prod(shape) for name, shape in facts["shapes"].items())
 
 
 def read_fragments(folder: Path, engine: Any, facts: dict[str, Any], rank: int, world_size: int) -> None:

@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from config.parallel import data_rank_and_size
 from engine.build import build_engine
 from engine.checkpoint import RunState, load, save
 from engine.dist import connect
+from engine.state import FRAGMENTS, engine_facts, fragment_bytes
 from model import generate
 from tests.tiny import rank_batches, tiny_config
 
@@ -73,7 +75,8 @@ def save_all(folder: str, cases: list[dict[str, Any]], steps: int) -> list[list[
         engine, _ = build_engine(config, world)
         run_steps(engine, config, 0, steps)
         state = RunState(step=steps, tokens=steps * 128, cursor=steps * 8)
-        save(Path(folder) / str(number), engine.deepspeed, state, {"recipe.yaml": "x"}, world, keep_last=3)
+        path = save(Path(folder) / str(number), engine.deepspeed, state, {"recipe.yaml": "x"}, world, keep_last=3)
+        assert fragment_bytes(engine.deepspeed, engine_facts(engine.deepspeed)) == tensor_bytes(path)
         curves.append(run_steps(engine, config, steps, 2 * steps))
     return curves
 
@@ -89,3 +92,12 @@ def load_all(folder: str, cases: list[tuple[int, dict[str, Any]]], steps: int) -
         state = load(path, engine.deepspeed, world)
         curves.append(run_steps(engine, config, state.step, 2 * steps))
     return curves
+
+
+def tensor_bytes(checkpoint: Path) -> int:
+    """Of all tensors in a checkpoint's files, without their headers."""
+    total = 0
+    for path in (checkpoint / FRAGMENTS).iterdir():
+        with safe_open(path, "pt") as file:
+            total += sum(4 * file.get_tensor(key).numel() for key in file.keys())  # noqa: SIM118
+    return total
