@@ -36,6 +36,8 @@ class Case(NamedTuple):
     state: str
     """Of the job, in the end; COMPLETED: the start after so many restarts is to exit with 0."""
     act: Callable[[Cluster, Path, str], object] | None = None
+    options: tuple[str, ...] = ()
+    """For `python -m launch slurm`."""
 
 
 def command(*words: str) -> Callable[[Cluster, Path, str], object]:
@@ -84,7 +86,7 @@ def play(case: Case, cluster: Cluster, folder: Path, corpus: Path) -> dict[str, 
         folder / "stand_in",
     ]
     place = "nodelist" if case.act is preempt else "exclude"  # whoever is to be preempted has the node for itself
-    result = cluster.launch(*words, "--submit", f"--sbatch=--{place}=n5")
+    result = cluster.launch(*words, "--submit", f"--sbatch=--{place}=n5", *case.options)
     assert result.returncode == 0, result.stderr
     job = result.stdout.split(" as job ")[1].split(";")[0]
     if case.act:

@@ -14,6 +14,7 @@ import pytest
 
 from tests.conftest import losses, metrics, write_recipe
 from tests.launch.slurm_cluster import Cluster, cluster, environ_of, until
+from tests.launch.test_slurm_requeue import Case, play
 
 __all__ = ["cluster"]
 pytestmark = pytest.mark.slow
@@ -137,6 +138,13 @@ def out_of_time(lab: Lab) -> dict[int, float]:
     return losses(lab.runs / "tiny")
 
 
+def warned_of_the_limit(lab: Lab) -> None:
+    """SLURM's own signal, for what does not watch the time: at least half of a minute before the end, so at once or soon."""
+    case = Case("wait", "yes", 1, "COMPLETED", options=("--time", "1", "--warning-seconds", "30"))
+    ended = play(case, lab.cluster, lab.folder, lab.corpus)
+    assert ended["Restarts"] == "1" and "train.py exited with 138" in ended["log"]
+
+
 def swept(lab: Lab) -> None:
     """Two runs at two rates; the second one is requeued and still is itself."""
     job = lab.submit("n4", "--array", "optimizer.lr=1e-2,1e-3")
@@ -211,7 +219,7 @@ def stopped_at(log: str) -> list[int]:
 
 
 SCENARIOS: tuple[Callable[[Lab], object], ...] = (
-    preempted_requeued_and_bereft_of_a_node, out_of_time, undisturbed, swept, one_rank_killed, cancelled,
+    preempted_requeued_and_bereft_of_a_node, out_of_time, undisturbed, warned_of_the_limit, swept, one_rank_killed, cancelled,
     under_plain_srun, refused,
 )  # fmt: skip
 
@@ -230,7 +238,9 @@ def outcomes(cluster, corpus, tmp_path_factory) -> dict[str, Future]:
     }
 
 
-@pytest.mark.parametrize("scenario", ["swept", "one_rank_killed", "cancelled", "under_plain_srun", "refused"])
+@pytest.mark.parametrize(
+    "scenario", ["swept", "warned_of_the_limit", "one_rank_killed", "cancelled", "under_plain_srun", "refused"]
+)
 def test_scenario(outcomes, scenario):
     outcomes[scenario].result()
 
