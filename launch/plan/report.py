@@ -35,6 +35,7 @@ def _rows(option: Option, ahead: Forecast, cluster: Cluster) -> list[tuple[str, 
     step, device = option.step, cluster.accelerator
     assert step is not None
     one = "GPU" if device.kind == "gpu" else "rank"
+    energy = f"{ahead.energy_kwh:,.1f}" if ahead.energy_kwh > 1 else f"{ahead.energy_kwh:.4f}"
     free = device.memory_gb * 1e9 - option.device_bytes
     nodes = f" on {cluster.nodes:,} nodes, {cluster.network.name}" if cluster.nodes > 1 else ""
     saves = f"{gigabytes(ahead.plan.checkpoint_bytes)} each {option.config.checkpoint.every_steps:,} steps"
@@ -58,7 +59,7 @@ def _rows(option: Option, ahead: Forecast, cluster: Cluster) -> list[tuple[str, 
             f"MFU {step.mfu:.1%} of {device.bf16_tflops:g} TFLOP/s",
         ),
         ("the whole run", duration(ahead.seconds)),
-        ("energy", f"{ahead.energy_kwh:,.1f} kWh at {device.watts:g} W a {one} (hosts and cooling come on top)"),
+        ("energy", f"{energy} kWh at {device.watts:g} W a {one} (hosts and cooling come on top)"),
         ("cost", f"${ahead.dollars:,.0f} at ${device.dollars_per_hour:.2f} a {one} and hour"),
         (
             "checkpoints",
