@@ -5,28 +5,20 @@ import sys
 from types import ModuleType
 
 from config import GroundworkError
-from launch import (
-    accelerate_config,
-    doctor,
-    hostfile,
-    kubernetes,
-    plan,
-    slurm_cancel,
-    slurm_logs,
-    slurm_status,
-    slurm_submit,
-)
+from launch import accelerate_config, doctor, hostfile, plan
+from launch.kubernetes import manifest
+from launch.slurm import cancel, logs, status, submit
 
 COMMANDS: dict[str, ModuleType] = {
     "accelerate": accelerate_config,
-    "cancel": slurm_cancel,
+    "cancel": cancel,
     "doctor": doctor,
     "hostfile": hostfile,
-    "kubernetes": kubernetes,
-    "logs": slurm_logs,
+    "kubernetes": manifest,
+    "logs": logs,
     "plan": plan,
-    "slurm": slurm_submit,
-    "status": slurm_status,
+    "slurm": submit,
+    "status": status,
 }
 
 

@@ -13,7 +13,7 @@ from launch.accelerate_config import accelerate_config
 from launch.plan.option import DS_CONFIG, Option
 from launch.plan.reason import in_words
 from launch.plan.variants import is_written
-from launch.slurm import SlurmJob, sbatch_script
+from launch.slurm.script import SlurmJob, sbatch_script
 
 HOUR = 3600
 LONGEST_JOB_HOURS = 24

@@ -13,8 +13,8 @@ import yaml
 
 from config import ConfigError
 from launch.__main__ import main
-from launch.kubernetes import SHIPPED, manifest, manifest_text
-from launch.kubernetes_job import KubernetesJob, valid_name
+from launch.kubernetes.job import KubernetesJob, valid_name
+from launch.kubernetes.manifest import SHIPPED, manifest, manifest_text
 from tests.conftest import ROOT, environment, losses
 from tests.ranks import free_port
 

@@ -7,7 +7,7 @@ import pytest
 
 from config import ConfigError, dump_recipe, load_recipe
 from launch.__main__ import main
-from launch.slurm_jobs import Record, find_jobs, one_job
+from launch.slurm.jobs import Record, find_jobs, one_job
 
 RUNNING = (
     "JobId=12 JobName=tiny JobState=RUNNING Reason=None Restarts=2 RunTime=00:10:00 TimeLimit=01:00:00 NodeList=n[1-2]"

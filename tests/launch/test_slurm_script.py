@@ -9,8 +9,8 @@ import pytest
 
 from config import ConfigError
 from launch.__main__ import main
-from launch.slurm import SlurmJob, sbatch_script, time_seconds
-from launch.sweep import sweep
+from launch.slurm.script import SlurmJob, sbatch_script, time_seconds
+from launch.slurm.sweep import sweep
 from tests.conftest import ROOT
 
 EXAMPLES = {

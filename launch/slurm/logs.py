@@ -6,8 +6,8 @@ import time
 from typing import BinaryIO
 
 from config import ConfigError
-from launch.slurm_jobs import one_job
-from launch.slurm_status import add_runs_argument
+from launch.slurm.jobs import one_job
+from launch.slurm.status import add_runs_argument
 
 POLL_SECONDS = 0.5
 ASK_SLURM_SECONDS = 5.0

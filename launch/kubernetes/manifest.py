@@ -9,7 +9,7 @@ import yaml
 
 from config import ConfigError
 from config.load import display_path
-from launch.kubernetes_job import SAVED_BEFORE_SECONDS, Kind, KubernetesJob, check_job, pairs, valid_name
+from launch.kubernetes.job import SAVED_BEFORE_SECONDS, Kind, KubernetesJob, check_job, pairs, valid_name
 
 JOBSET_PORT = 29500
 NODES = "nodes"

@@ -4,8 +4,8 @@ import argparse
 import subprocess
 
 from config import ConfigError
-from launch.slurm_jobs import find_jobs, slurm_command
-from launch.slurm_status import add_runs_argument
+from launch.slurm.jobs import find_jobs, slurm_command
+from launch.slurm.status import add_runs_argument
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

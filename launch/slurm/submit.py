@@ -9,9 +9,9 @@ from typing import Any
 
 from config import ConfigError
 from config.load import display_path
-from launch.slurm import SlurmJob, check_job, log_folder, sbatch_script
-from launch.slurm_jobs import Record, jobs_of, read_record, slurm_command
-from launch.sweep import sweep
+from launch.slurm.jobs import Record, jobs_of, read_record, slurm_command
+from launch.slurm.script import SlurmJob, check_job, log_folder, sbatch_script
+from launch.slurm.sweep import sweep
 
 HINTS = {
     "account": "`sacctmgr show associations user=$USER` lists your accounts, --account chooses one",

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 from config import ConfigError, RunConfig, derive, load_recipe
-from launch import slurm_template as template
-from launch.sweep import sweep
+from launch.slurm import template
+from launch.slurm.sweep import sweep
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class SlurmJob:
     sbatch_options: tuple[str, ...] = ()
     """Further ones, as `--reservation=mine`."""
     array: tuple[str, ...] = ()
-    """Axes of a sweep, `optimizer.lr=1e-3,3e-4` each; see launch/sweep.py."""
+    """Axes of a sweep, `optimizer.lr=1e-3,3e-4` each; see launch/slurm/sweep.py."""
     array_limit: int = 0
     """Runs of a sweep that train at the same time."""
     container: str = ""

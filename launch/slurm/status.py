@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from config import load_recipe
-from launch.slurm_jobs import Job, find_jobs
+from launch.slurm.jobs import Job, find_jobs
 
 TAIL_BYTES = 1 << 16
 
