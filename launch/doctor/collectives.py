@@ -12,6 +12,8 @@ ALL_PAIRS = 16
 SLOW_LINK, SLOW_GPU, SLOW_CPU = 0.5, 0.85, 0.5
 """Shares of the median below which a link or a rank stands out."""
 
+BUSY = "still busy"
+"""What a probe says of itself that has not failed and not finished."""
 Rates = dict[tuple[int, int], float]
 """GB/s of pairs of ranks."""
 
@@ -74,7 +76,7 @@ def _broken(reports: Sequence[dict[str, Any] | None], hosts: Sequence[str], back
     errors = {}
     for rank, report in enumerate(reports):
         stages.setdefault((report or {}).get("stage", "not started"), []).append(rank)
-        if report and report.get("error"):
+        if report and report.get("error") not in (None, BUSY):
             errors[rank] = report["error"]
     found = f"{backend} did not finish in {waited:.0f} s: "
     found += "; ".join(f"{_places(ranks, hosts)} at `{stage}`" for stage, ranks in stages.items())

@@ -63,8 +63,7 @@ def run(options: argparse.Namespace) -> int:
         return take_part(options, environ)
     finally:
         for process in others:
-            process.kill()
-            process.wait()
+            _end(process)
 
 
 def take_part(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
@@ -109,6 +108,15 @@ def _start_rank(rank: int, options: argparse.Namespace, environ: Mapping[str, st
     theirs = {**environ, "RANK": str(rank), "LOCAL_RANK": str(rank)}
     theirs["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environ.get("PYTHONPATH", "")]))
     return subprocess.Popen(command, env=theirs)
+
+
+def _end(process: subprocess.Popen, seconds: float = 5) -> None:
+    """It ends by itself unless it is stuck."""
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _free_port() -> int:

@@ -43,7 +43,7 @@ def examine_host(
 
     checks = run_tasks([Task("GPUs", look_for_gpus, STUCK_DRIVER)], patience)
     gpus = found[0] if found else GPUs(0, "", [])
-    tasks = [*_machine(rank, roster, needs, gpus.number, environ), *_network(rank, roster, environ)]
+    tasks = [*_machine(rank, roster, needs, gpus.number, environ), *_network(rank, roster, gpus.number, environ)]
     tasks += _disks(rank, roster, needs, letters, environ)
     return Host(checks + run_tasks(tasks, patience), gpus)
 
@@ -64,13 +64,13 @@ def _machine(rank: int, roster: Roster, needs: Needs, gpus: int, environ: dict[s
     ]
 
 
-def _network(rank: int, roster: Roster, environ: dict[str, str]) -> list[Task]:
+def _network(rank: int, roster: Roster, gpus: int, environ: dict[str, str]) -> list[Task]:
     endpoints = [network.Endpoint(*one) for one in roster.endpoints]
     name = socket.gethostname()
     dns = f"the name server does not answer: write the nodes into /etc/hosts, or see /etc/resolv.conf of {name}"
     card = "the adapter's driver hangs: `dmesg | tail`"
     return [
-        Task("hostname", lambda: network.hostname(name, len(endpoints), environ), dns),
+        Task("hostname", lambda: network.hostname(name, len(endpoints), gpus, environ), dns),
         Task("interfaces", network.interfaces, card),
         Task("InfiniBand", network.infiniband, card),
         Task("ports", lambda: network.ports(roster.leaders.index(rank), endpoints), "see `ip route` and the firewall"),

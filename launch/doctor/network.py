@@ -25,21 +25,20 @@ class Endpoint(NamedTuple):
     port: int
 
 
-def hostname(name: str, hosts: int, environ: Mapping[str, str], resolve=socket.getaddrinfo) -> Check:
-    """A host's own name decides which interface gloo listens on, unless GLOO_SOCKET_IFNAME does."""
+def hostname(name: str, hosts: int, gpus: int, environ: Mapping[str, str], resolve=socket.getaddrinfo) -> Check:
+    """A host's own name decides which interface gloo listens on, unless GLOO_SOCKET_IFNAME does. NCCL does not ask it."""
+    safe, bad = hosts == 1 or bool(environ.get("GLOO_SOCKET_IFNAME")), warn if gpus else fail
     try:
         addresses = sorted({str(entry[4][0]) for entry in resolve(name, None)})
     except OSError as error:
-        if hosts == 1 or environ.get("GLOO_SOCKET_IFNAME"):
+        if safe:
             return ok("hostname", f"{name} does not resolve; this job does without")
         fix = "add this host to DNS or /etc/hosts with its network address, or export GLOO_SOCKET_IFNAME"
-        return fail("hostname", f"{name} does not resolve ({error}): gloo would listen on loopback", fix)
+        return bad("hostname", f"{name} does not resolve ({error}): gloo would listen on loopback", fix)
     found = f"{name} is {', '.join(addresses)}"
-    if hosts == 1 or environ.get("GLOO_SOCKET_IFNAME"):
-        return ok("hostname", found)
-    if all(ipaddress.ip_address(address).is_loopback for address in addresses):
+    if not safe and all(ipaddress.ip_address(address).is_loopback for address in addresses):
         fix = f"take {name} off the 127.* line in /etc/hosts, or export GLOO_SOCKET_IFNAME (and NCCL_SOCKET_IFNAME)"
-        return fail("hostname", f"{found}: gloo listens there, where no other host can reach it", fix)
+        return bad("hostname", f"{found}: gloo listens there, where no other host can reach it", fix)
     return ok("hostname", found)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.doctor.check import Check, fail, ok, skip, warn
+from launch.doctor.collectives import BUSY
 
 ROOT = Path(__file__).parents[2]
 WHEELS = "https://pytorch.org/get-started/locally"
@@ -62,11 +63,12 @@ class Probe:
         self.errors.close()
 
     def _last_words(self) -> str:
+        ended = self.process.poll()
+        if ended is None:
+            return BUSY
         self.errors.seek(0)
         lines = [line for line in self.errors.read().splitlines() if line.strip()]
-        ended = self.process.poll()
-        state = "is still busy" if ended is None else f"ended with {ended}"
-        return f"the torch probe {state}{': ' + lines[-1][:300] if lines else ''}"
+        return f"ended with {ended}{': ' + lines[-1][:300] if lines else ''}"
 
 
 def judge_software(said: Mapping[str, Any], gpus: int, driver_cuda: str) -> list[Check]:
@@ -74,7 +76,7 @@ def judge_software(said: Mapping[str, Any], gpus: int, driver_cuda: str) -> list
     facts = said.get("software")
     if facts is None:
         fix = "python -c 'import torch' tells more; a slow import: put the environment on the nodes' disks or in a container"
-        return [fail("torch", f"{said.get('error')} (at `{said.get('stage', 'start')}`)", fix)]
+        return [fail("torch", f"the torch probe: {said.get('error')} (at `{said.get('stage', 'start')}`)", fix)]
     return [_torch(facts, gpus, driver_cuda), _nccl(facts), *_flash(facts), _ops(facts.get("ops", {}))]
 
 

@@ -152,6 +152,8 @@ def _find_main(rank: int, size: int, address: str, ports: list[int], job: str, s
     deadline, reasons = time.monotonic() + seconds, {}
     while time.monotonic() < deadline:
         for port in ports:
+            if time.monotonic() > deadline:  # each silent port takes seconds
+                break
             try:
                 line = socket.create_connection((address, port), timeout=3)
                 connection = Connection(line)

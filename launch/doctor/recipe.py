@@ -17,6 +17,7 @@ class Needs(NamedTuple):
     run_folder: Path = Path(RunSection().folder)
     datasets: tuple[Path, ...] = ()
     checkpoint_bytes: int = 0
+    """0 if none is written."""
     keep_last: int = 0
     host_bytes: int = 0
     """Host memory of one rank: what offload keeps there, or on a CPU everything."""
@@ -43,7 +44,7 @@ def read_recipe(name: str | None, overrides: list[str], ranks: int) -> Needs:
         ok("recipe", f"{planned.name}; {derived.batch_equation}"),
         Path(config.run.folder) / config.run.name,
         tuple(Path(dataset.path) for dataset in config.data.datasets),
-        planned.checkpoint_bytes,
+        planned.checkpoint_bytes if config.checkpoint.every_steps else 0,
         planned.keep_last,
         host,
     )

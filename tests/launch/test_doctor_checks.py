@@ -147,13 +147,14 @@ def test_a_hostname_on_loopback_is_a_trap_for_several_hosts():
     def resolve(name: str, port: None) -> list[tuple]:
         return [(socket.AF_INET, None, None, "", ("127.0.1.1", 0))]
 
-    assert network.hostname("n1", 2, {}, resolve).status == "fail"
-    assert network.hostname("n1", 1, {}, resolve).status == "ok"
-    assert network.hostname("n1", 2, {"GLOO_SOCKET_IFNAME": "eth0"}, resolve).status == "ok"
+    assert network.hostname("n1", 2, 0, {}, resolve).status == "fail"
+    assert network.hostname("n1", 2, 8, {}, resolve).status == "warn"  # NCCL does not ask the name
+    assert network.hostname("n1", 1, 0, {}, resolve).status == "ok"
+    assert network.hostname("n1", 2, 0, {"GLOO_SOCKET_IFNAME": "eth0"}, resolve).status == "ok"
 
 
 def test_a_hostname_that_does_not_resolve():
-    check = network.hostname("no-such-host.invalid", 2, {})
+    check = network.hostname("no-such-host.invalid", 2, 0, {})
     assert check.status == "fail" and "no-such-host.invalid does not resolve" in check.found
 
 
