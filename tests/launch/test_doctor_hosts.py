@@ -44,7 +44,7 @@ def test_names_on_loopback_and_a_folder_that_is_not_shared(hosts: Hosts, recipe,
         mine.run("mount", "--bind", names, "/etc/hosts")
     hosts.h1.run("mount", "-t", "tmpfs", "tmpfs", tmp_path / "runs")
     try:
-        found, text, codes = examine(hosts, tmp_path, str(recipe), "--timeout", "10")
+        found, text, codes = examine(hosts, tmp_path, str(recipe), "--timeout", "6")
     finally:
         for host in (hosts.h1, hosts.h2):
             host.run("umount", "/etc/hosts")
@@ -62,7 +62,7 @@ def test_ports_that_a_firewall_closes(hosts: Hosts, tmp_path):  # noqa: F811
     closed = ["rule", "add", "ipproto", "tcp", "dport", "32768-60999", "prohibit"]
     assert hosts.h2.run("ip", *closed).returncode == 0
     try:
-        found, text, codes = examine(hosts, tmp_path, "--timeout", "5", GLOO_SOCKET_IFNAME="eth0")
+        found, text, codes = examine(hosts, tmp_path, "--timeout", "8", GLOO_SOCKET_IFNAME="eth0")
     finally:
         hosts.h2.run("ip", "rule", "del", *closed[2:])
     assert codes == [1, 1], text
