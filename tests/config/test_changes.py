@@ -53,6 +53,11 @@ def test_more_steps_are_harmless_where_the_rate_does_not_depend_on_them():
     assert [d.kind for d in differences("schedule.steps=40", before=("schedule.name=wsd",))] == ["needs_consent"]
 
 
+def test_another_micro_batch_gives_contrastive_rows_other_negatives():
+    (difference,) = differences("batch.micro_batch_size=2", before=("objective.name=contrastive",))
+    assert difference.kind == "needs_consent"
+
+
 def test_writing_out_a_size_that_was_a_default_is_no_change():
     assert not differences("model.ffn_size=192", "model.head_size=16")
     assert not differences()
