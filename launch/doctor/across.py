@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from launch.doctor.check import Check, fail, ok, skip, warn
-from launch.doctor.fold import fold_names
+from launch.doctor.fold import fold_names, fold_numbers
 
 AHEAD = (1.0, 60.0)
 """Seconds between two clocks that deserve a warning, and that break things."""
@@ -89,7 +89,7 @@ def all_came(size: int, came: Sequence[int], hosts: Sequence[str], allocated: st
     missing = sorted(set(range(size)) - set(came))
     if not missing:
         return [ok("ranks", f"all {size} reported")] if size > 1 else []
-    found = f"{len(missing)} of {size} did not report in {seconds:g} s: {fold_names([str(rank) for rank in missing])}"
+    found = f"{len(missing)} of {size} did not report in {seconds:g} s: {fold_numbers(missing)}"
     found += f"; heard from {fold_names(hosts)}" + (f" of SLURM's {allocated}" if allocated else "")
     fix = "see what they printed; a host that is down, another network (MASTER_ADDR) or a firewall keeps them away: "
     fix += "try `ssh HOST hostname` and `nc -zv MASTER_ADDR MASTER_PORT` from there"

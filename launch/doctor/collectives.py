@@ -5,7 +5,7 @@ from statistics import median
 from typing import Any
 
 from launch.doctor.check import Check, fail, ok, skip, warn
-from launch.doctor.fold import counted, fold_names
+from launch.doctor.fold import counted, fold_names, fold_numbers
 
 ALL_PAIRS = 16
 """Up to this many ranks each is paired with every other; beyond, with the next one and with its like on the next host."""
@@ -79,12 +79,13 @@ def _broken(reports: Sequence[dict[str, Any] | None], hosts: Sequence[str], back
         if report and report.get("error") not in (None, BUSY):
             errors[rank] = report["error"]
     found = f"{backend} did not finish in {waited:.0f} s: "
-    found += "; ".join(f"{_places(ranks, hosts)} at `{stage}`" for stage, ranks in stages.items())
+    fewest_first = sorted(stages.items(), key=lambda item: len(item[1]))  # most wait for the few
+    found += "; ".join(f"{_places(ranks, hosts)} at `{stage}`" for stage, ranks in fewest_first)
     if errors:
         first = min(errors, key=lambda rank: "Connection closed" in errors[rank])
         found += f"; rank {first} said: {errors[first]}"
     variable = "NCCL" if backend == "nccl" else "GLOO"
-    fix = "look first at the hosts of the ranks that came least far, and at ports and hostname above; name the network with "
+    fix = "look first at the hosts of the ranks that came least far (most others wait for them), and at ports and hostname above; name the network with "
     fix += f"{variable}_SOCKET_IFNAME" + ("; run again with NCCL_DEBUG=INFO" if backend == "nccl" else "")
     return fail("all-reduce", found, fix)
 
@@ -141,4 +142,4 @@ def _span(values: Sequence[float]) -> str:
 
 def _places(ranks: Sequence[int], hosts: Sequence[str]) -> str:
     on = fold_names(sorted({hosts[rank] for rank in ranks}))
-    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks[:16]))}{' …' * (len(ranks) > 16)} on {on}"
+    return f"rank{'s' * (len(ranks) > 1)} {fold_numbers(ranks)} on {on}"

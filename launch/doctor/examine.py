@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from launch.doctor import across, collectives, network
 from launch.doctor.check import Check, skip
 from launch.doctor.filesystem import Letters
+from launch.doctor.fold import fold_numbers
 from launch.doctor.host import examine_host
 from launch.doctor.probe import Probe, judge_software
 from launch.doctor.ranks import Ranks
@@ -86,7 +87,7 @@ def _order(
     broken = [rank for rank, report in enumerate(reports) if report and not report["torch"]]
     if absent or broken:
         who, what = (absent, "are missing") if absent else (broken, "have no working torch")
-        return None, f"ranks {', '.join(map(str, who))} {what}: all ranks are needed"
+        return None, f"ranks {fold_numbers(who)} {what}: all ranks are needed"
     with socket.create_server(("", 0)) as free:
         port = free.getsockname()[1]
     backend = "nccl" if all(report["torch_gpus"] for report in reports) else "gloo"

@@ -23,20 +23,25 @@ def fold_names(names: Sequence[str]) -> str:
             groups.setdefault((prefix, len(digits) if digits[0] == "0" else 0, rest), []).append(int(digits))
         else:
             plain.append(name)
-    folded = [f"{prefix}{_runs(numbers, width)}{rest}" for (prefix, width, rest), numbers in groups.items()]
+    folded = [
+        f"{prefix}{_bracketed(fold_numbers(numbers, width))}{rest}" for (prefix, width, rest), numbers in groups.items()
+    ]
     return ", ".join(folded + plain)
 
 
-def _runs(numbers: list[int], width: int) -> str:
-    """[1, 2, 3, 7] as `[1-3,7]`, [1] as `1`."""
+def fold_numbers(numbers: Sequence[int], width: int = 0) -> str:
+    """[1, 2, 3, 7] as `1-3,7`."""
     runs: list[list[int]] = []
     for number in sorted(set(numbers)):
         if runs and number == runs[-1][-1] + 1:
             runs[-1].append(number)
         else:
             runs.append([number])
-    parts = [f"{run[0]:0{width}d}" + (f"-{run[-1]:0{width}d}" if len(run) > 1 else "") for run in runs]
-    return parts[0] if len(parts) == 1 and len(runs[0]) == 1 else f"[{','.join(parts)}]"
+    return ",".join(f"{run[0]:0{width}d}" + (f"-{run[-1]:0{width}d}" if len(run) > 1 else "") for run in runs)
+
+
+def _bracketed(numbers: str) -> str:
+    return numbers if numbers.isdecimal() else f"[{numbers}]"
 
 
 def merge(texts: Sequence[str]) -> str | None:

@@ -50,23 +50,23 @@ def text(findings: Sequence[Finding], hosts: Sequence[str], ranks: int, seconds:
     )
     names = [_where(line, len(hosts)) for status in ("fail", "warn") for line in lines if line.check.status == status]
     if names:
-        summary += "\n" + textwrap.fill(f"look at: {', '.join(dict.fromkeys(names))}", WIDTH, subsequent_indent="  ")
+        summary += "\n" + _wrapped(f"look at: {', '.join(dict.fromkeys(names))}", "", "  ")
     return "\n".join([*body, "", summary])
 
 
 def shown(line: Line, width: int, hosts: int) -> str:
     check = line.check
-    where = f"  [{_hosts(line.hosts)}]" if 0 < len(set(line.hosts)) < hosts else ""
+    where = f" (on {_hosts(line.hosts)})" if 0 < len(set(line.hosts)) < hosts else ""
     lead = f"{check.status:<5}{check.name:<{width}}  "
-    body = textwrap.fill(check.found + where, WIDTH, initial_indent=lead, subsequent_indent=" " * len(lead))
+    indent = " " * len(lead)
+    body = _wrapped(check.found + where, lead, indent)
     if not check.fix:
         return body
-    indent = " " * len(lead)
-    return (
-        body
-        + "\n"
-        + textwrap.fill(f"fix: {check.fix}", WIDTH, initial_indent=indent, subsequent_indent=indent + "     ")
-    )
+    return body + "\n" + _wrapped(f"fix: {check.fix}", indent, indent + "     ")
+
+
+def _wrapped(text: str, first: str, rest: str) -> str:
+    return textwrap.fill(text, WIDTH, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False)
 
 
 def _hosts(names: Sequence[str]) -> str:

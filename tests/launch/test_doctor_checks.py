@@ -234,7 +234,7 @@ def test_equal_findings_of_many_hosts_are_one_line():
         ("clocks", "skip", "no GPU", 6),
     ]
     shown = text(findings, [f"n{number}" for number in range(1, 9)], 16, 1.0)
-    assert "held down  [n[3-4]]" in shown and "fix: cool it" in shown
+    assert "held down (on n[3-4])" in shown and "fix: cool it" in shown
     assert shown.splitlines()[-2:] == [
         "8 hosts, 16 ranks, 1.0 s: 2 ok, 1 warn, 1 skip",
         "look at: warn clocks on n[3-4]",

@@ -5,14 +5,14 @@ import sys
 
 import pytest
 
-from tests.conftest import ROOT, environment
+from tests.conftest import environment
 from tests.launch.two_hosts import Hosts, finish, hosts  # noqa: F401 (a fixture)
 
 
 def examine(pair: Hosts, folder, *arguments: str, **extra: str) -> tuple[dict, str, list[int]]:
     """Findings by name of the doctor started on both hosts, as srun would; the text that h1 shows; both exit codes."""
     job = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": pair.h1.address, "MASTER_PORT": "29400"}
-    command = ["env", "-C", ROOT, sys.executable, "-m", "launch", "doctor", *arguments, "--json", folder / "found.json"]
+    command = [sys.executable, "-m", "launch", "doctor", *arguments, "--json", folder / "found.json"]
     processes = [
         host.start(*command, env=environment(RANK=str(rank), **job, **extra))
         for rank, host in enumerate((pair.h1, pair.h2))

@@ -1,6 +1,5 @@
 """Ranks that meet over TCP, what has to agree between them, and the judgement of what they measured together."""
 
-import json
 import socket
 import threading
 import time
@@ -162,7 +161,7 @@ def test_clocks(ahead, status):
 def test_missing_ranks_are_named():
     (check,) = across.all_came(8, [0, 1, 4, 5, 6, 7], ["n1", "n3", "n4"], "n[1-4]", 60)
     assert check.status == "fail"
-    assert check.found == "2 of 8 did not report in 60 s: [2-3]; heard from n[1,3-4] of SLURM's n[1-4]"
+    assert check.found == "2 of 8 did not report in 60 s: 2-3; heard from n[1,3-4] of SLURM's n[1-4]"
 
 
 def test_bus_bandwidth_is_that_of_nccl_tests():
@@ -226,7 +225,10 @@ def test_a_rank_that_sums_wrongly_is_named():
 
 
 def test_a_hang_points_at_the_ranks_that_came_least_far():
-    reports = [{"stage": "all-reduce of 1 MiB"}, {"stage": "all-reduce of 1 MiB"}, {"stage": "joining"}, None]
-    (check,) = collectives.judge(reports, ["n1", "n1", "n2", "n2"], "nccl", 60)
-    assert check.status == "fail" and "rank 2 on n2 at `joining`; rank 3 on n2 at `not started`" in check.found
-    json.dumps(check)
+    reports = [{"stage": "all-reduce of 1 MiB"}] * 4 + [{"stage": "joining"}] * 2 + [None]
+    (check,) = collectives.judge(reports, ["n1"] * 4 + ["n2"] * 2 + ["n3"], "nccl", 60)
+    told = "rank 6 on n3 at `not started`; ranks 4-5 on n2 at `joining`; ranks 0-3 on n1 at `all-reduce of 1 MiB`"
+    assert check.status == "fail" and told in check.found
+    failed = {"stage": "joining", "error": "DistBackendError: NCCL error: unhandled system error"}
+    (check,) = collectives.judge([failed, {"stage": "joining", "error": collectives.BUSY}], ["n1", "n2"], "nccl", 60)
+    assert check.found.endswith("rank 0 said: DistBackendError: NCCL error: unhandled system error")
