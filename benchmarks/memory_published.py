@@ -107,7 +107,7 @@ def predicted_gib(run: Published) -> float:
     if run.half_of_products:
         theirs -= _recomputed_products(config)
     without_context = sum(memory.device.values()) - memory.device["CUDA and NCCL"]
-    return (without_context + (1 + FRAGMENTATION["gpu"]) * theirs) / GIB
+    return (without_context + (1 + FRAGMENTATION["gpu"][1]) * theirs) / GIB
 
 
 def _tokens(config: RunConfig) -> int:
