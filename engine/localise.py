@@ -15,6 +15,8 @@ from engine.probe import Kind, See, probed
 class Finding:
     """The first tensor of a rank with a value that is not finite, in the order of the forward, then the backward pass."""
 
+    place: int
+    """Tensors seen before it, alike on all ranks: where ranks exchange values, the one with the lowest place began it."""
     rank: int
     micro_batch: int
     """From 0."""
@@ -24,7 +26,7 @@ class Finding:
 
 
 def first_not_finite(engine: Engine, index: int, micro_batches: list[Batch], show: See) -> list[Finding]:
-    """Compute step `index` again without an update, and `show` all of it; each rank's finding, in the order of ranks.
+    """Compute step `index` again without an update, and `show` all of it; each rank's finding, the earliest first.
 
     All ranks call it together, while the weights are still those of the step. Its gradients are lost: the run cannot go on.
     """
@@ -42,13 +44,15 @@ def first_not_finite(engine: Engine, index: int, micro_batches: list[Batch], sho
             for search.micro_batch, batch in enumerate(micro_batches):
                 search.rows = len(batch.tokens_BT)
                 engine.backward(batch, targets, last=False)
-    return [finding for finding in gather_objects(search.finding) if finding]
+    findings = [finding for finding in gather_objects(search.finding) if finding]
+    return sorted(findings, key=lambda finding: (finding.place, finding.rank))
 
 
 class _Search:
     def __init__(self, rank: int, show: See) -> None:
         self.rank, self.micro_batch, self.rows, self._show = rank, 0, 0, show
         self.finding: Finding | None = None
+        self._seen = 0
         self._bad_weights: dict[str, str] = {}
         self._last_gradient = "the loss"
 
@@ -56,6 +60,7 @@ class _Search:
         self._show(kind, name, tensor)
         if self.finding:
             return
+        self._seen += 1
         bad = ~tensor.detach().isfinite()
         if not bad.any():
             if kind == "gradient":
@@ -69,7 +74,9 @@ class _Search:
         if kind != "weight gradient" and bad.ndim and len(bad) == self.rows:
             rows = bad.flatten(1).any(1).nonzero().flatten().tolist()
         words, context = self._words(kind, name)
-        self.finding = Finding(self.rank, self.micro_batch, f"{words} ({_form(tensor)}, {count}){context}", rows)
+        self.finding = Finding(
+            self._seen, self.rank, self.micro_batch, f"{words} ({_form(tensor)}, {count}){context}", rows
+        )
 
     def _words(self, kind: Kind, name: str) -> tuple[str, str]:
         """What it is, and what is known about its surroundings."""

@@ -78,7 +78,10 @@ def account(engine: Engine, saved: Storages) -> dict[str, int]:
     if engine.world.device.type == "cuda":
         everything = torch.cuda.memory_allocated(engine.world.device)
     else:
-        everything = sum((known | storages(o for o in gc.get_objects() if issubclass(type(o), Tensor))).values())
+        real = (
+            o for o in gc.get_objects() if type(o) in (Tensor, nn.Parameter)
+        )  # the compiler keeps tensors without data
+        everything = sum((known | storages(real)).values())
     return {**sizes, "other tensors": everything - sum(known.values()), "all tensors": everything}
 
 
