@@ -145,8 +145,8 @@ def _words(name: str) -> set[str]:
 
 def _unknown(kind: str, name: str, known: dict, advice: str) -> str:
     close = get_close_matches(name.lower(), known, 1)
-    guess = f"did you mean {close[0]}? " if close else ""
-    return f"unknown {kind} {name!r}; {guess}There are {', '.join(known)}; {advice}"
+    guess = f"; did you mean {close[0]}?" if close else "."
+    return f"unknown {kind} {name!r}{guess} There are {', '.join(known)}; {advice}"
 
 
 @cache

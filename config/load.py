@@ -107,9 +107,9 @@ def find_recipe(name_or_path: str) -> Path:
         return shipped
     names = recipe_names()
     close = get_close_matches(path.stem, names, 1)
-    guess = f"did you mean {close[0]}? " if close else ""
+    guess = f"; did you mean {close[0]}?" if close else "."
     raise ConfigError(
-        f"{name_or_path}: no such recipe; {guess}Give the path of a .yaml file or a name in config/recipes/: "
+        f"{name_or_path}: no such recipe{guess} Give the path of a .yaml file or a name in config/recipes/: "
         f"{', '.join(names)}"
     )
 
