@@ -133,12 +133,7 @@ def train(command: CommandLine, stream: "Stream", tokenizer: "Tokenizer") -> int
                 if config.checkpoint.is_due(state.step, last, bool(stopping)):
                     path = save(run.checkpoints, engine.deepspeed, state, documents, world, config.checkpoint.keep_last)
                 if stopping and state.step < last:
-                    saves = config.checkpoint.every_steps > 0
-                    monitor.say(
-                        f"stopped after step {state.step:,} and saved {path if saves else 'nothing'}, "
-                        + stop.reason(stopping)
-                        + "; the same command continues from there" * saves
-                    )
+                    monitor.say(stop.farewell(stopping, state.step, path if config.checkpoint.every_steps else None))
                     return exit_code(stopping)
     if world.is_main:
         print(summary(config, run.folder, command.recipe))
@@ -165,9 +160,7 @@ if __name__ == "__main__":
     code = main(sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()
-    if (
-        "EXIT_CODE_FILE" in os.environ
-    ):  # for a batch script around torchrun, which itself exits with 1 whatever ranks say
+    if "EXIT_CODE_FILE" in os.environ:  # torchrun exits with 1, whatever its ranks say; a batch script reads this
         Path(os.environ["EXIT_CODE_FILE"]).write_text(str(code))
     # Not sys.exit: DeepSpeed holds on to process groups, and their threads may abort or hang an orderly exit.
     os._exit(code)

@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from types import FrameType
 
 from engine.dist import World, all_max
@@ -41,11 +42,15 @@ class StopRequest:
         time_is_up = time.time() + needed > self.end_time
         return all_max(self.signal or (TIME_IS_UP if time_is_up else 0), world.device)
 
-    def reason(self, stopping: int) -> str:
-        """What `agreed` has returned, in words."""
+    def farewell(self, stopping: int, step: int, saved: Path | None) -> str:
+        """Why the run stops after `step` and what it leaves, in words; `stopping` is what `agreed` has returned."""
         if stopping == TIME_IS_UP:
-            return f"{self.end_time - time.time():,.0f} s before the end of the allocation"
-        return f"on {signal.Signals(stopping).name}"
+            reason = f"{self.end_time - time.time():,.0f} s before the end of the allocation"
+        else:
+            reason = f"on {signal.Signals(stopping).name}"
+        if saved is None:
+            return f"stopped after step {step:,} and saved nothing, {reason}"
+        return f"stopped after step {step:,} and saved {saved}, {reason}; the same command continues from there"
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if not self.signal:

@@ -63,7 +63,7 @@ def test_a_signal_goes_before_the_clock(clock):
     assert stop.agreed(WORLD) == TIME_IS_UP < min(fault.STOP_SIGNALS)
     stop._receive(signal.SIGTERM, None)
     assert stop.agreed(WORLD) == signal.SIGTERM
-    assert stop.reason(signal.SIGTERM) == "on SIGTERM"
+    assert stop.farewell(signal.SIGTERM, 1_200, None) == "stopped after step 1,200 and saved nothing, on SIGTERM"
 
 
 def test_exit_codes_tell_what_is_to_be_continued():
