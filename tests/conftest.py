@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import runpy
 import subprocess
 import sys
@@ -55,8 +56,9 @@ monitor: {{peak_tflops: 0.1, sample_tokens: 5, tensorboard: false}}
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """What a person's shell would have: no rendezvous variables, CPU, one thread."""
-    clean = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")}
+    """What a person's shell would have: no rendezvous variables, none of make's, CPU, one thread."""
+    theirs = re.compile("RANK|LOCAL_RANK|WORLD_SIZE|MASTER_PORT|MAKE.*|MFLAGS")
+    clean = {name: value for name, value in os.environ.items() if not theirs.fullmatch(name)}
     return {**clean, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "TOKENIZERS_PARALLELISM": "false", **extra}
 
 
