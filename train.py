@@ -45,17 +45,24 @@ def main(arguments: list[str]) -> int:
 
 def open_data(config: RunConfig) -> "tuple[Stream, Tokenizer]":
     """The training data as this rank reads it. Raises DataError, or ConfigError if the model's vocabulary is too small."""
+    from data.examples import examples_tokenizer, open_example_stream
+    from data.source import check_vocabulary
     from data.specials import training_tokenizer
     from data.stream import open_stream
 
-    path, vocab_size = config.data.datasets[0].path, config.model.vocab_size
-    tokenizer = training_tokenizer(config.data, config.objective)
+    examples, vocab_size = config.data.examples, config.model.vocab_size
+    tokenizer = examples_tokenizer(config) if examples else training_tokenizer(config.data, config.objective)
     if tokenizer.vocab_size > vocab_size:
+        source = (examples.tokenizer or config.run.start_from) if examples else config.data.datasets[0].path
         raise ConfigError(
-            f"model.vocab_size {vocab_size:,} is smaller than the {tokenizer.vocab_size:,} tokens of {path} and objective "
+            f"model.vocab_size {vocab_size:,} is smaller than the {tokenizer.vocab_size:,} tokens of {source} and objective "
             f"{config.objective.name}: set it to at least that many, best to a multiple of 64"
         )
+    if config.run.start_from and not examples:
+        check_vocabulary(tokenizer, config.run.start_from)
     rank, size = data_rank_and_size(config.engine, *rank_and_size(os.environ))
+    if examples:
+        return open_example_stream(config, tokenizer, rank=rank, world_size=size), tokenizer
     stream = open_stream(
         config.data,
         config.batch,
@@ -91,6 +98,10 @@ def train(command: CommandLine, stream: "Stream", tokenizer: "Tokenizer") -> int
     from engine.sample import sample_text
 
     config, last = command.config, command.config.schedule.steps
+
+    def goes_on(state: RunState) -> bool:
+        return state.step < last and not config.validation.has_lost_patience(state.step, state.best_step)
+
     documents = run_documents(config, tokenizer)
     with ExitStack() as closing_up:
         world = closing_up.enter_context(connected(config.engine.communication_timeout))
@@ -101,9 +112,9 @@ def train(command: CommandLine, stream: "Stream", tokenizer: "Tokenizer") -> int
         say = print if world.is_main else lambda *_: None
         run = open_run(config, documents, world, say)
         state = run.state
-        if state.step < last:
+        if goes_on(state):
             held_out = open_held_out(config, world)
-            engine, setup = build_engine(config, world)
+            engine, setup = build_engine(config, world, resuming=run.checkpoint is not None)
             if run.checkpoint:
                 load(run.checkpoint, engine.deepspeed, world)
             say(setup.describe(config))
@@ -115,28 +126,32 @@ def train(command: CommandLine, stream: "Stream", tokenizer: "Tokenizer") -> int
             steps = closing_up.enter_context(closing(stream.steps(state.cursor)))
             stop = StopRequest(config.checkpoint.reserve_seconds)
 
-        while state.step < last:
+        while goes_on(state):
             with inspector.step(state):
                 began = time.perf_counter()
                 with record_function("data"):
                     micro_batches, cursor = next(steps)
                 report = engine.step(state.step, micro_batches)
                 tokens = (cursor - state.cursor) * setup.derived.tokens_per_row
-                state = RunState(state.step + 1, state.tokens + tokens, cursor)
+                state = replace(state, step=state.step + 1, tokens=state.tokens + tokens, cursor=cursor)
                 monitor.step(report, state.tokens, tokens, time.perf_counter() - began)
 
                 stopping = stop.agreed(world)
                 if config.validation.is_due(state.step, last):
-                    monitor.validation(state.step, engine.evaluate(held_out))
+                    found = engine.validate(held_out)
+                    monitor.validation(state.step, found)
+                    state = state.judged(found.value(config.validation.metric))
                     if config.monitor.sample_tokens and config.objective.name in WRITE_TEXT:
                         monitor.sample(state.step, sample_text(engine, tokenizer, state.step))
-                if config.checkpoint.is_due(state.step, last, bool(stopping)):
-                    path = save(run.checkpoints, engine.deepspeed, state, documents, world, config.checkpoint.keep_last)
+                is_best = config.validation.keep_best and state.best_step == state.step
+                if is_best or config.checkpoint.is_due(state.step, last, bool(stopping) or not goes_on(state)):
+                    keep = config.checkpoint.keep_last, config.validation.keep_best
+                    path = save(run.checkpoints, engine.deepspeed, state, documents, world, *keep)
                 if stopping and state.step < last:
                     monitor.say(stop.farewell(stopping, state.step, path if config.checkpoint.every_steps else None))
                     return exit_code(stopping)
     if world.is_main:
-        print(summary(config, run.folder, command.recipe))
+        print(summary(config, run.folder, command.recipe, state))
     return 0
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from config.bert_schema import BertConfig
 from config.objective_schema import Contrastive, MaskedLM, ObjectiveConfig, RowShape
+from config.supervised_schema import HEADED, Labelled, Regression, TokenClassification
 from config.t5_schema import T5Config
 from config.transformer_schema import TransformerConfig
 
@@ -43,8 +44,8 @@ class ParameterCounts:
         return self.attention + self.ffn + self.norms
 
 
-def count_parameters(model: TransformerConfig) -> ParameterCounts:
-    """By formula. Linear layers carry biases if `bias` is set, a LayerNorm does too; QK-norms are RMSNorms of one head's
+def count_parameters(model: TransformerConfig, objective: ObjectiveConfig | None = None) -> ParameterCounts:
+    """By formula, with the head that the objective puts in place of the language model's, if any. Linear layers carry biases if `bias` is set, a LayerNorm does too; QK-norms are RMSNorms of one head's
     size."""
     width, decoder_layers = model.hidden_size, model.decoder_layers if isinstance(model, T5Config) else 0
     layers, norm = model.num_layers + decoder_layers, _norm(model)
@@ -58,6 +59,8 @@ def count_parameters(model: TransformerConfig) -> ParameterCounts:
     if isinstance(model, T5Config):
         positions = 2 * model.relative_buckets * model.num_heads
         norms += (decoder_layers + 1) * norm  # of cross-attention, and after the decoder
+    if isinstance(objective, HEADED):
+        head = _task_head(width, objective)
     return ParameterCounts(
         embedding=model.vocab_size * width,
         positions=positions,
@@ -84,8 +87,8 @@ def sample_flops(model: TransformerConfig, objective: ObjectiveConfig, shape: Ro
     predicted = target or source
     if isinstance(objective, MaskedLM):
         predicted = round(objective.mask_rate * shape.text)
-    if isinstance(objective, Contrastive):
-        predicted = 0
+    if isinstance(objective, Contrastive | Labelled | Regression):
+        predicted = 0  # or a few labels, next to nothing
     return shape.rows * blocks + head_flops(model, predicted)
 
 
@@ -132,6 +135,13 @@ def _ffn_parameters(model: TransformerConfig) -> int:
     inputs = 2 if model.gated else 1
     biases = inputs * model.ffn_width + model.hidden_size
     return model.hidden_size * model.ffn_width * (inputs + 1) + biases * model.bias
+
+
+def _task_head(width: int, objective: Labelled | Regression) -> int:
+    """The tanh layer, unless each token has a label, and the scores."""
+    outputs = len(objective.labels) if isinstance(objective, Labelled) else 1
+    dense = 0 if isinstance(objective, TokenClassification) else width * (width + 1)
+    return dense + outputs * (width + 1)
 
 
 def _bert_head(model: BertConfig) -> int:

@@ -56,7 +56,7 @@ def derive(config: RunConfig, world_size: int) -> Derived:
         tokens_per_row=length,
         tokens_per_step=rows * length,
         total_rows=rows_after(batch, config.schedule.steps, length),
-        parameters=count_parameters(config.model),
+        parameters=count_parameters(config.model, config.objective),
         flops_per_token=sample_flops(config.model, config.objective, shape) // length,
         batch_equation=f"{rows:,} rows = {micro:,} micro × {accumulation:,} accumulation × "
         f"{_readers_in_words(readers, world_size // readers)}; "

@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Container
+from types import UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
@@ -67,12 +68,17 @@ def _settings(section: type[BaseModel], prefix: str, own: Container[str]) -> lis
         if name not in own or not field.description:
             continue
         members = sections_in(field.annotation)
-        kind = "list" if members else describe_type(field.annotation, field.metadata)
+        kind = (
+            ("section" if isinstance(field.annotation, UnionType) else "list")
+            if members
+            else describe_type(field.annotation, field.metadata)
+        )
         about = field.description or ""
         default = "" if "Default:" in about else f"; {_default(name, field)}"
         lines.append(_entry(prefix + name, f"{about} [{kind}{default}]"))
         for member in members:
-            lines += _settings(member, f"{prefix}{name}.N.", member.model_fields)
+            number = "" if isinstance(field.annotation, UnionType) else "N."
+            lines += _settings(member, f"{prefix}{name}.{number}", member.model_fields)
     return lines
 
 

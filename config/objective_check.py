@@ -3,9 +3,19 @@
 from typing import TYPE_CHECKING, Any
 
 from config.objective_schema import OBJECTIVES, CausalLM, Contrastive, MaskedLM, row_shape
+from config.supervised_schema import Instruction, Regression, Supervised
 
 if TYPE_CHECKING:
     from config.schema import RunConfig
+
+
+METRICS = {
+    "classification": ("loss", "accuracy", "f1"),
+    "relation": ("loss", "accuracy", "f1"),
+    "token_classification": ("loss", "accuracy", "f1"),
+    "regression": ("loss", "pearson", "spearman"),
+}
+"""What validation can be judged by; the other objectives have a loss alone. See engine/scores.py."""
 
 
 def fill_objective(values: Any) -> Any:
@@ -43,17 +53,54 @@ def check_objective(config: "RunConfig") -> None:
             "pairs alone, and they are told from what it makes; leave model.pooler out"
         )
     _check_rows(config, pairs)
+    _check_examples(config)
+
+
+def _check_examples(config: "RunConfig") -> None:
+    """Labelled examples for the objectives that learn from them, prepared corpora for the others."""
+    objective, data, supervised = config.objective, config.data, isinstance(config.objective, Supervised)
+    wanted, other = ("examples", "datasets") if supervised else ("datasets", "examples")
+    if getattr(data, other) or not getattr(data, wanted):
+        raise ValueError(
+            f"data.{wanted} is what objective.name {objective.name} learns from: give it, and leave data.{other} out"
+        )
+    if data.examples is None:
+        if config.validation.metric != "loss":
+            raise ValueError(
+                f"validation.metric {config.validation.metric}: objective.name {objective.name} reports loss"
+            )
+        return
+    if not (data.examples.tokenizer or config.run.start_from):
+        raise ValueError(
+            "data.examples.tokenizer is needed: name a tokenizer.json, or a model in run.start_from that brings its own"
+        )
+    if config.validation.every_steps and not data.examples.valid:
+        raise ValueError("data.examples.valid is needed to validate: give a file, or set validation.every_steps to 0")
+    if data.examples.pair and not isinstance(objective, Regression) and objective.name != "classification":
+        raise ValueError(f"data.examples.pair: objective.name {objective.name} reads one text: leave it out")
+    if config.validation.metric not in (known := METRICS.get(objective.name, ("loss",))):
+        raise ValueError(f"validation.metric {config.validation.metric} is none of {', '.join(known)}")
+    if config.engine.sequence_parallel > 1:
+        raise ValueError("engine.sequence_parallel cuts rows, and labelled examples are rows of their own: set it to 1")
 
 
 def _check_rows(config: "RunConfig", pairs: str) -> None:
     objective, row_length = config.objective, config.data.row_length
     shape = row_shape(objective, row_length)
+    if shape.decoder > config.model.max_positions and isinstance(objective, Supervised):
+        raise ValueError(
+            f"objective.target_length {shape.decoder} is more than model.max_positions {config.model.max_positions}"
+        )
     if shape.decoder > config.model.max_positions:
         raise ValueError(
             f"objective.noise_density cuts {shape.decoder} tokens for the decoder out of a row of data.row_length "
             f"{row_length}, more than model.max_positions {config.model.max_positions}: lower it or row_length"
         )
     packs = isinstance(objective, CausalLM) or (isinstance(objective, MaskedLM) and pairs == "none")
+    if config.data.document_masking and isinstance(objective, Instruction):
+        raise ValueError(
+            "data.document_masking: objective.name instruction keeps the examples of a row apart by itself: leave it out"
+        )
     if config.data.document_masking and not packs:
         kind = objective.name if pairs == "none" else f"{objective.name} with pairs {pairs}"
         raise ValueError(

@@ -7,6 +7,15 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from config.section import Fraction, Section
+from config.supervised_schema import (
+    Classification,
+    Instruction,
+    Regression,
+    Relation,
+    SequenceToSequence,
+    Supervised,
+    TokenClassification,
+)
 
 SENTINELS = 100
 """Names `<extra_id_0>` … `<extra_id_99>` (T5's vocabulary), so at most as many spans in a row."""
@@ -100,12 +109,25 @@ class Contrastive(Section):
         return self
 
 
-ObjectiveConfig = Annotated[CausalLM | MaskedLM | SpanCorruption | PrefixLM | Contrastive, Field(discriminator="name")]
+ObjectiveConfig = Annotated[
+    CausalLM
+    | MaskedLM
+    | SpanCorruption
+    | PrefixLM
+    | Contrastive
+    | Classification
+    | Regression
+    | TokenClassification
+    | Relation
+    | SequenceToSequence
+    | Instruction,
+    Field(discriminator="name"),
+]
 
 OBJECTIVES = {
-    "gpt": ("causal_lm", "contrastive"),
-    "bert": ("masked_lm", "contrastive"),
-    "t5": ("span_corruption", "prefix_lm"),
+    "gpt": ("causal_lm", "contrastive", "classification", "regression", "token_classification", "instruction"),
+    "bert": ("masked_lm", "contrastive", "classification", "regression", "token_classification", "relation"),
+    "t5": ("span_corruption", "prefix_lm", "seq2seq"),
 }
 """What each family can learn; the first is its default."""
 
@@ -137,6 +159,9 @@ def row_shape(objective: ObjectiveConfig, row_length: int) -> RowShape:
     """How one sample fills rows of `data.row_length` tokens. Raises ValueError if none of its text fits."""
     if isinstance(objective, CausalLM):
         return RowShape(row_length, row_length)
+    if isinstance(objective, Supervised):
+        target = objective.target_length if isinstance(objective, SequenceToSequence) else 0
+        return RowShape(row_length, row_length, decoder=target, padded=True)
     if isinstance(objective, PrefixLM):
         shape = RowShape(row_length, row_length, decoder=row_length, padded=True)
     elif isinstance(objective, MaskedLM):

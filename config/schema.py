@@ -15,7 +15,9 @@ from config.objective_schema import CAUSAL_LM, ObjectiveConfig
 from config.optimizer_schema import OptimizerSection
 from config.parallel import check_parallel
 from config.section import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from config.supervised_schema import ExamplesSection
 from config.transformer_schema import Recompute
+from config.validation_schema import ValidationSection
 
 
 class RunSection(Section):
@@ -30,6 +32,9 @@ class RunSection(Section):
     resume: Literal["auto", "fresh", "replace", "must"] = "auto"
     """auto: continue from the newest intact checkpoint if there is one. fresh: set an existing run aside under a
     numbered name and start over. replace: delete it and start over. must: fail if there is nothing to continue."""
+    start_from: str = ""
+    """Run, checkpoint or Hugging Face folder whose weights a new run begins with; its tokenizer is the run's, too. Heads
+    that it lacks get initial weights. A run that continues from a checkpoint does not read it again."""
     accept_changes: bool = False
     """Continue although settings that change the result differ from the checkpoint's."""
 
@@ -55,8 +60,10 @@ class MixturePhase(Section):
 class DataSection(Section):
     """What the model reads."""
 
-    datasets: Annotated[tuple[DatasetSection, ...], Field(min_length=1, strict=False)]
+    datasets: Annotated[tuple[DatasetSection, ...], Field(min_length=1, strict=False)] = ()
     """Prepared corpora to mix."""
+    examples: ExamplesSection | None = None
+    """Labelled examples, in place of `datasets`, for the objectives that learn from them."""
     mixture_schedule: Annotated[tuple[MixturePhase, ...], Field(strict=False)] = ()
     """Later phases with other weights."""
     row_length: PositiveInt = 1024
@@ -171,18 +178,6 @@ class CheckpointSection(Section):
         return self.every_steps > 0 and (stopping or step == last or step % self.every_steps == 0)
 
 
-class ValidationSection(Section):
-    """Loss on the held-out split, always the same rows."""
-
-    every_steps: NonNegativeInt = 250
-    """Steps between validations; the last step validates too; 0 turns validation off."""
-    rows: PositiveInt = 64
-    """Rows of the fixed held-out set, or all there are if fewer."""
-
-    def is_due(self, step: int, last: int) -> bool:
-        return self.every_steps > 0 and (step == last or step % self.every_steps == 0)
-
-
 class RunConfig(Section):
     """One recipe: everything that defines a run."""
 
@@ -217,6 +212,10 @@ class RunConfig(Section):
             raise ValueError(
                 f"monitor looks at step {max(self.monitor.inspected_steps)}, but schedule.steps is {self.schedule.steps}: "
                 "name earlier steps in statistics_steps, profile_steps and memory_steps"
+            )
+        if self.validation.keep_best and not self.checkpoint.every_steps:
+            raise ValueError(
+                "validation.keep_best keeps a checkpoint, and checkpoint.every_steps 0 saves none: set one"
             )
         for phase in self.data.mixture_schedule:
             if len(phase.weights) != len(self.data.datasets):

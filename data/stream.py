@@ -5,6 +5,7 @@ integer, the cursor. Ranks, micro-batches and threads only slice the global batc
 """
 
 from collections.abc import Callable, Generator
+from typing import Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,20 @@ Step = tuple[list[Batch], Cursor]
 ROWS_LOCATED_AT_ONCE = 4096
 
 
+class Table(Protocol):
+    """Rows of one or more datasets, by address."""
+
+    names: list[str]
+    count_K: NDArray[np.int64]
+    row_length: int
+
+    def locate(self, dataset_N: NDArray[np.int64], row_N: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Addresses [N, 2] of rows of datasets."""
+
+    def describe(self, shard: int, begin: int) -> str:
+        """A row's address in words."""
+
+
 class Stream:
     """The global batches of a run, as one rank reads them.
 
@@ -41,7 +56,7 @@ class Stream:
 
     def __init__(
         self,
-        rows: Rows,
+        rows: Table,
         order: Order,
         mixture: Mixture,
         *,
@@ -52,7 +67,7 @@ class Stream:
         collate: Collate | None = None,
         prefetch_steps: int = 0,
     ) -> None:
-        """`order` is of all datasets of `rows`. `collate` makes the batches; plain causal rows without one."""
+        """`order` is of all datasets of `rows`. `collate` makes the batches; plain causal rows of text without one."""
         assert 0 <= rank < world_size
         self._rows = rows
         self._order = order
@@ -60,7 +75,7 @@ class Stream:
         self._size_at = global_batch_size if callable(global_batch_size) else lambda cursor: global_batch_size
         self._micro_batch_size = micro_batch_size
         self._rank, self._world_size = rank, world_size
-        self._collate = collate or causal_rows(rows, document_masking=False)
+        self._collate = collate or causal_rows(cast(Rows, rows), document_masking=False)
         self._prefetch_steps = prefetch_steps
 
     def locate(self, sample_N: NDArray[np.int64]) -> NDArray[np.int64]:

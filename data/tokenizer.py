@@ -22,8 +22,8 @@ END_NAMES = (END_OF_DOCUMENT, "<|end_of_text|>", "<|endofdocument|>", "<eos>", "
 class Tokenizer:
     """A vocabulary and its rules. Special tokens that occur in a text are encoded as the ordinary text they are."""
 
-    def __init__(self, spec: str) -> None:
-        """`spec` is the content of a tokenizer.json that has one of `END_NAMES`; see `with_end_token`."""
+    def __init__(self, spec: str, end_token: str = "") -> None:
+        """`spec` is the content of a tokenizer.json that has `end_token`, or one of `END_NAMES`; see `with_end_token`."""
         self.spec = spec
         self._model = tokenizers.Tokenizer.from_str(spec)
         self._model.encode_special_tokens = True
@@ -32,19 +32,21 @@ class Tokenizer:
         vocab = self._model.get_vocab(with_added_tokens=True)
         self.vocab_size: int = max(vocab.values()) + 1
         """Rows of the smallest embedding table that holds every id."""
-        self.eod_token: str = next(name for name in END_NAMES if name in vocab)
+        self.eod_token: str = next(name for name in (end_token, *END_NAMES) if name in vocab)
         self.eod_id: int = vocab[self.eod_token]
         """The token that ends each document."""
 
     @classmethod
-    def load(cls, path: Path | str) -> "Tokenizer":
+    def load(cls, path: Path | str, end_token: str = "") -> "Tokenizer":
         """Read the tokenizer.json of a dataset or a checkpoint. Raises DataError if it is missing or is not one."""
         try:
-            return cls(Path(path).read_text(encoding="utf-8"))
+            return cls(Path(path).read_text(encoding="utf-8"), end_token)
         except FileNotFoundError as error:
             raise DataError(f"{path}: no such file; it belongs to the dataset or checkpoint it lies in") from error
         except StopIteration as error:
-            raise DataError(f"{path}: has no end-of-document token (one of {', '.join(END_NAMES)})") from error
+            raise DataError(
+                f"{path}: has no end-of-document token (one of {', '.join(filter(None, (end_token, *END_NAMES)))})"
+            ) from error
         except Exception as error:  # tokenizers raises bare Exception for every malformed file
             raise DataError(f"{path}: not a tokenizer.json that `tokenizers` can read: {error}") from error
 
@@ -81,11 +83,27 @@ class Tokenizer:
                     f"the tokenizer's ids have gaps: {name} would get id {model.token_to_id(name)}, not {expected}; "
                     "prepare the dataset with a tokenizer whose ids are 0, 1, 2, ... without gaps"
                 )
-        return Tokenizer(model.to_str())
+        return Tokenizer(model.to_str(), self.eod_token)
+
+    @cached_property
+    def frame(self) -> tuple[list[int], list[int]]:
+        """Ids that the tokenizer.json's own template, if it has one, puts before and after a text."""
+        text, framed = self.encode("a"), self._model.encode("a", add_special_tokens=True).ids
+        begin = next(i for i in range(len(framed)) if framed[i : i + len(text)] == text)
+        return framed[:begin], framed[begin + len(text) :]
+
+    def name_of(self, number: int) -> str | None:
+        """The token with an id; None if there is none."""
+        return self._model.id_to_token(number)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without an end-of-document token."""
         return self._model.encode(text, add_special_tokens=False).ids
+
+    def encode_with_places(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids of a text and, for each, the characters that it stands for."""
+        encoding = self._model.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
 
     def encode_with(self, text: str, names: Sequence[str]) -> list[int]:
         """Token ids of a text in which these special tokens stand for themselves."""

@@ -14,6 +14,7 @@ from config.ds_json import deepspeed_json, resolve_precision
 from config.objective_schema import row_shape
 from config.parallel import data_rank_and_size
 from data.batch import Batch
+from data.examples import open_held_out_examples
 from data.validation import open_validation
 from engine.device import COMPUTE_DTYPE, choose_threads, device_info, hidden_gpu, peak_tflops
 from engine.dist import World, from_main, together
@@ -21,9 +22,10 @@ from engine.engine import Engine
 from engine.objective import add_temperature
 from engine.ownership import Ownership
 from engine.sequence_parallel import share_attention, share_rows
+from engine.start_from import start_from
 from engine.tensor_parallel import tensor_parallel_json
 from engine.weights import fill_weights, sharded_construction
-from model import Kernel, build, choose_kernel, compile_blocks
+from model import Kernel, build, choose_kernel, compile_blocks, set_task_head
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Setup:
     """TFLOP/s of one device."""
     owners: list[Ownership]
     """Which update rule, rate and decay own which parameters."""
+    weights: str
+    """Where the first weights came from."""
 
     def describe(self, config: RunConfig) -> str:
         """The table printed once at the start."""
@@ -49,6 +53,7 @@ class Setup:
         compiled = "on" if self.compile.value else "off"
         rows = {
             "model": f"{config.model.preset}, {counts.total:,} parameters ({counts.non_embedding:,} without embeddings)",
+            "weights": fill(self.weights, 108, subsequent_indent=" " * 12),
             "objective": f"{config.objective.name}, {row_shape(config.objective, config.data.row_length).text:,} tokens of text "
             f"in a row of {config.data.row_length:,}",
             "device": f"{derived.world_size} × {self.device}, ZeRO {self.zero_stage} ({config.engine.ds_config})",
@@ -70,6 +75,8 @@ def open_held_out(config: RunConfig, world: World) -> list[Batch]:
     if not config.validation.every_steps:
         return []
     rank, size = data_rank_and_size(config.engine, world.rank, world.size)
+    if config.data.examples:
+        return together(lambda: open_held_out_examples(config, rank=rank, world_size=size), world)
     return together(
         lambda: open_validation(
             config.data,
@@ -84,8 +91,11 @@ def open_held_out(config: RunConfig, world: World) -> list[Batch]:
     )
 
 
-def build_engine(config: RunConfig, world: World) -> tuple[Engine, Setup]:
-    """Choose, build, initialise and wrap the model. Raises ConfigError if the device cannot do what the recipe asks."""
+def build_engine(config: RunConfig, world: World, *, resuming: bool = False) -> tuple[Engine, Setup]:
+    """Choose, build, initialise and wrap the model. Weights that are `resuming` come later, so `run.start_from` is not read.
+
+    Raises ConfigError if the device cannot do what the recipe asks, or `run.start_from` holds another model.
+    """
     info = device_info(world.device)
     precision = resolve_precision(config, info)
     derived = derive(config, world.size)
@@ -111,7 +121,11 @@ def build_engine(config: RunConfig, world: World) -> tuple[Engine, Setup]:
             loss_chunk_tokens=config.engine.loss_chunk_tokens,
             activation_checkpointing=config.engine.activation_checkpointing,
         )
+        set_task_head(model, config.objective)
     fill_weights(model, config.model, config.run.seed)
+    weights = "those of the checkpoint" if resuming else f"drawn from seed {config.run.seed}"
+    if config.run.start_from and not resuming:
+        weights = together(lambda: start_from(model, config.model, config.run.start_from), world)
     add_temperature(model, config.objective)
     if shared > 1:
         share_rows(model, shared)
@@ -119,5 +133,5 @@ def build_engine(config: RunConfig, world: World) -> tuple[Engine, Setup]:
         compile_blocks(model)
     engine = Engine(config, model, ds_json, world)
     return engine, Setup(
-        derived, info.name + hidden_gpu(info), stage, precision, kernel, compiled, threads, peak, engine.owners
+        derived, info.name + hidden_gpu(info), stage, precision, kernel, compiled, threads, peak, engine.owners, weights
     )

@@ -6,13 +6,14 @@ checkpoints/step_00000500/    committed by one rename of .tmp-step_00000500
     recipe.yaml  tokenizer.json
     fragments/rank_00000.safetensors …
 checkpoints/latest            name of the newest one; moves last
+checkpoints/best              name of the one with the best validation, under validation.keep_best
 """
 
 import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from config.errors import CheckpointError
 from engine.dist import World, barrier, first_report, from_main, gather_to_main, together
 from engine.state import FRAGMENTS, engine_facts, fragment_bytes, read_fragments, sync, write_fragments
 
-MANIFEST, STATE, LATEST = "manifest.json", "state.json", "latest"
+MANIFEST, STATE, LATEST, BEST = "manifest.json", "state.json", "latest", "best"
 
 
 @dataclass(frozen=True)
@@ -36,16 +37,34 @@ class RunState:
     """Tokens read."""
     cursor: int = 0
     """Next global sample of the stream."""
+    best: float | None = None
+    """Of all validations, what `Validation.value` was lowest; None before the first."""
+    best_step: int = 0
+    """After which step that was."""
+
+    def judged(self, value: float) -> "RunState":
+        """The state after a validation."""
+        if self.best is not None and not value < self.best:
+            return self
+        return replace(self, best=value, best_step=self.step)
 
 
 @record_function("checkpoint")
-def save(folder: Path, engine: Any, state: RunState, documents: dict[str, str], world: World, keep_last: int) -> Path:
+def save(
+    folder: Path,
+    engine: Any,
+    state: RunState,
+    documents: dict[str, str],
+    world: World,
+    keep_last: int,
+    keep_best: bool = False,
+) -> Path:
     """Write, verify and commit the checkpoint of `state.step` into `folder`; all ranks call it together.
 
-    `documents` are further text files by name. Raises CheckpointError on every rank if any rank fails; earlier
+    The newest `keep_last` stay, and with `keep_best` that of `state.best_step`, too. `documents` are further text files by name. Raises CheckpointError on every rank if any rank fails; earlier
     checkpoints are untouched then.
     """
-    final = folder / f"step_{state.step:08d}"
+    final = folder / _name(state.step)
     temporary = folder / f".tmp-{final.name}"
     facts = engine_facts(engine)
     texts = {**documents, STATE: json.dumps({"run": asdict(state), "engine": facts}, indent=1)}
@@ -53,7 +72,8 @@ def save(folder: Path, engine: Any, state: RunState, documents: dict[str, str], 
     written = together(lambda: _write_share(temporary, engine, world), world)
     files = {name: entry for share in gather_to_main(written, world) for name, entry in share.items()}
     manifest = {"version": 1, "step": state.step, "world_size": world.size, "files": files}
-    together(lambda: _commit(temporary, final, manifest, texts, keep_last) if world.is_main else None, world)
+    best = _name(state.best_step) if keep_best else ""
+    together(lambda: _commit(temporary, final, manifest, texts, keep_last, best) if world.is_main else None, world)
     return final
 
 
@@ -84,6 +104,30 @@ def committed(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("step_*") if path.is_dir())
 
 
+def find_checkpoint(path: Path) -> Path:
+    """`path` itself if it is a checkpoint, else of the run in that folder the best one, if it kept that, or the newest
+    intact one.
+
+    Raises CheckpointError if there is none, or if the checkpoint named is damaged.
+    """
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such folder; a model is a local folder, so download one of a hub first")
+    if (path / MANIFEST).is_file():
+        if problem := damage(path):
+            raise CheckpointError(f"{path} is damaged: {problem}")
+        return path
+    names = committed(path / "checkpoints")
+    if (pointer := path / "checkpoints" / BEST).is_file():
+        names.append(pointer.read_text().strip())
+    for name in reversed(names):
+        if not damage(path / "checkpoints" / name):
+            return path / "checkpoints" / name
+    raise CheckpointError(
+        f"{path}: no intact checkpoint here; give a run's folder, one of its checkpoints, or a Hugging Face folder "
+        "(config.json, model.safetensors, tokenizer.json)"
+    )
+
+
 def damage(checkpoint: Path, rank: int = 0, world_size: int = 1) -> str | None:
     """What is wrong with a checkpoint, None if it is intact; this rank's share of the files is read."""
     try:
@@ -98,6 +142,10 @@ def damage(checkpoint: Path, rank: int = 0, world_size: int = 1) -> str | None:
         if found != expected:
             return f"{name}: {found['bytes']} bytes with hash {found['hash']}, the manifest says {expected}"
     return None
+
+
+def _name(step: int) -> str:
+    return f"step_{step:08d}"
 
 
 def _start(temporary: Path, needed: int) -> None:
@@ -121,7 +169,9 @@ def _write_share(temporary: Path, engine: Any, world: World) -> dict[str, dict[s
     return _describe(write_fragments(temporary, engine, world.rank, world.size), temporary)
 
 
-def _commit(temporary: Path, final: Path, manifest: dict[str, Any], texts: dict[str, str], keep_last: int) -> None:
+def _commit(
+    temporary: Path, final: Path, manifest: dict[str, Any], texts: dict[str, str], keep_last: int, best: str
+) -> None:
     for name, text in texts.items():
         (temporary / name).write_text(text)
         manifest["files"] |= _describe(temporary / name, temporary)
@@ -132,11 +182,15 @@ def _commit(temporary: Path, final: Path, manifest: dict[str, Any], texts: dict[
         shutil.rmtree(final)
     os.rename(temporary, final)
     sync(final.parent)
-    pointer = final.parent / f".{LATEST}"
-    pointer.write_text(final.name + "\n")
-    os.replace(pointer, final.parent / LATEST)
+    for kind, name in ((LATEST, final.name), (BEST, best)):
+        if name:
+            pointer = final.parent / f".{kind}"
+            pointer.write_text(name + "\n")
+            os.replace(pointer, final.parent / kind)
     older = [name for name in committed(final.parent) if name <= final.name]
     for name in older[:-keep_last]:
+        if name == best:
+            continue
         # Renamed first: a kill while deleting must not leave something that looks like a checkpoint.
         os.rename(final.parent / name, final.parent / f".tmp-{name}")
         shutil.rmtree(final.parent / f".tmp-{name}")

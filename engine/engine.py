@@ -20,7 +20,9 @@ from engine.objective import choose_objective, count_targets
 from engine.optimizer import build_optimizer, locate_matrices
 from engine.ownership import ownership
 from engine.schedule import lr_factor
+from engine.scores import Predictions, predictions, scores
 from engine.tensor_parallel import sliced_dimension
+from model import TaskLoss
 
 
 class TrainingError(GroundworkError):
@@ -42,6 +44,18 @@ class StepReport:
     """Global norm before clipping."""
     skipped: bool
     """fp16 only: the loss scale overflowed and the weights stayed as they were."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    parts: dict[str, float]
+    """Mean loss of each part of the objective."""
+    scores: dict[str, float]
+    """Of predictions, by name; none of a language model's."""
+
+    def value(self, metric: str) -> float:
+        """What to make small: the loss, or minus a score."""
+        return sum(self.parts.values()) if metric == "loss" else -self.scores[metric]
 
 
 class Engine:
@@ -118,19 +132,25 @@ class Engine:
             self.deepspeed.backward(loss, scale_wrt_gas=False)
         return torch.stack([losses[part].total.detach() for part in targets]).double()
 
+    def evaluate(self, batches: list[Batch]) -> dict[str, float]:
+        """Mean loss of each part over all ranks' batches, in nats; every rank must bring equally many."""
+        return self.validate(batches).parts
+
     @torch.no_grad()
     @record_function("validation")
-    def evaluate(self, batches: list[Batch]) -> dict[str, float]:
-        """Mean cross-entropy in nats of each part over all ranks' batches; every rank must bring equally many."""
+    def validate(self, batches: list[Batch]) -> Validation:
+        """What `evaluate` returns, and the scores of the predictions of an objective with a head of its own."""
         self.deepspeed.eval()
         targets = self.distinct_targets(batches)
         total = torch.zeros(len(targets), dtype=torch.float64, device=self.world.device)
+        found: list[Predictions] = []
         # Eager: the compiled blocks would be compiled once more, for inference.
         with torch.compiler.set_stance("force_eager"):
             for batch in batches:
                 losses = self.objective(self.deepspeed, batch, self.world.device)
                 total += torch.stack([losses[part].total for part in targets])
-        return self._means(total, targets)
+                found += [predictions(batch, loss) for loss in losses.values() if isinstance(loss, TaskLoss)]
+        return Validation(self._means(total, targets), scores(self.config.objective, found, self.world))
 
     def distinct_targets(self, batches: list[Batch]) -> dict[str, int]:
         """Valid targets of all ranks' batches by part, each counted once although several ranks may read the same rows."""

@@ -14,7 +14,7 @@ from config import RunConfig, dump_recipe
 from engine.build import Setup
 from engine.device import memory_gb
 from engine.dist import World, together
-from engine.engine import StepReport
+from engine.engine import StepReport, Validation
 from engine.writers import TensorBoardWriter, WandbWriter
 
 METRICS = "metrics.jsonl"
@@ -72,14 +72,16 @@ class Monitor:
         self._record(done, {"tokens": tokens_done, **values, **({"skipped": True} if report.skipped else {})})
         self._line.live(self._status(done, values), last=done == self.steps)
 
-    def validation(self, step: int, parts: dict[str, float]) -> None:
-        """Record the held-out loss after `step` steps."""
+    def validation(self, step: int, found: Validation) -> None:
+        """Record the held-out loss and scores after `step` steps."""
         if not self.world.is_main:
             return
+        parts = found.parts
         values = {"validation_loss": sum(parts.values()), **_by_part("validation_loss", parts)}
         tokens = parts.get("lm", parts.get("mlm"))
         if tokens is not None:
             values["validation_perplexity"] = math.exp(min(tokens, 700.0))
+        values |= {f"validation_{name}": score for name, score in found.scores.items()}
         self._record(step, values)
         words = [f"{name.replace('_', ' ').removeprefix('validation ')} {value:,.4f}" for name, value in values.items()]
         self._line.keep(f"step {step:,}: validation {', '.join(words)}")

@@ -4,7 +4,7 @@ Letters: B rows, T row length, D width, N rows of all ranks.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from config.objective_schema import Contrastive, ObjectiveConfig
+from config.supervised_schema import HEADED
 from data.batch import IGNORE, Batch
 from engine.dist import gather_rows
 from model.head import Loss
 from model.layout import Layout
+from model.task_head import TaskLoss
 
-Objective = Callable[[nn.Module, Batch, torch.device], dict[str, Loss]]
+Objective = Callable[[nn.Module, Batch, torch.device], Mapping[str, Loss | TaskLoss]]
 TEMPERATURE = "temperature.log_scale"
 """Name of the one parameter that belongs to an objective, not to the model."""
 STEEPEST = math.log(100)
@@ -30,7 +32,10 @@ def choose_objective(config: ObjectiveConfig, alone: bool = False) -> Objective:
     """The function that a recipe's objective names. `alone`: this process holds the whole batch, whatever ranks there are."""
     if isinstance(config, Contrastive):
         return contrastive(config, alone)
-    return {"causal_lm": causal_lm, "masked_lm": masked_lm}.get(config.name, sequence_to_sequence)
+    if isinstance(config, HEADED):
+        return labelled
+    language = {"causal_lm": causal_lm, "instruction": causal_lm, "masked_lm": masked_lm}
+    return language.get(config.name, sequence_to_sequence)
 
 
 def causal_lm(model: nn.Module, batch: Batch, device: torch.device) -> dict[str, Loss]:
@@ -48,6 +53,15 @@ def masked_lm(model: nn.Module, batch: Batch, device: torch.device) -> dict[str,
         token_types_BT=to_device(batch.token_types_BT, device),
         pair_labels_B=to_device(batch.pair_labels_B, device),
     )
+
+
+def labelled(model: nn.Module, batch: Batch, device: torch.device) -> dict[str, TaskLoss]:
+    """The loss of a task's head under the objective's name."""
+    (part,) = batch.parts
+    tokens_BT, labels_BT = to_device(batch.tokens_BT, device), to_device(batch.labels_BT, device)
+    types = {} if batch.token_types_BT is None else {"token_types_BT": to_device(batch.token_types_BT, device)}
+    loss = model(tokens_BT, labels_BT, layout=layout_of(batch, device), **types)
+    return {part: loss["mlm"] if isinstance(loss, dict) else loss}
 
 
 def sequence_to_sequence(model: nn.Module, batch: Batch, device: torch.device) -> dict[str, Loss]:

@@ -12,7 +12,8 @@ from engine.muon import COEFFICIENTS, EPS, NEWTON_SCHULZ_STEPS, update_scale
 from engine.objective import add_temperature, choose_objective, count_targets
 from engine.ownership import ownership
 from engine.schedule import lr_factor
-from model import build, init_weights
+from engine.start_from import start_from
+from model import build, init_weights, set_task_head
 
 
 class Reference:
@@ -21,7 +22,10 @@ class Reference:
     def __init__(self, config: RunConfig, device: torch.device | str = "cpu"):
         self.config, self.device = config, torch.device(device)
         self.model = build(config.model, kernel="reference")
+        set_task_head(self.model, config.objective)
         init_weights(self.model, config.model, config.run.seed)
+        if config.run.start_from:
+            start_from(self.model, config.model, config.run.start_from)
         add_temperature(self.model, config.objective)
         self.model.to(device)
         self.objective = choose_objective(config.objective, alone=True)

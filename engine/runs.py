@@ -19,8 +19,10 @@ from typing import Any
 
 from config import CheckpointError, ConfigError, RunConfig, dump_recipe, load_recipe
 from config.changes import ENDLESS, compare
+from config.objective_check import METRICS as METRICS_OF
 from config.objective_schema import WRITE_TEXT
 from config.schema import RunSection
+from data.example_files import content_hash
 from data.manifest import Manifest
 from data.tokenizer import Tokenizer
 from engine.checkpoint import STATE, RunState, committed, newest_intact
@@ -47,12 +49,10 @@ class Run:
 
 def run_documents(config: RunConfig, tokenizer: Tokenizer) -> dict[str, str]:
     """The texts a checkpoint carries: recipe, tokenizer, and which data the cursor counts in."""
-    folders = [dataset.path for dataset in config.data.datasets]
-    return {
-        RECIPE: dump_recipe(config),
-        TOKENIZER: tokenizer.spec,
-        DATA: json.dumps({folder: Manifest.load(Path(folder)).hash for folder in folders}, indent=1),
-    }
+    hashes = {dataset.path: Manifest.load(Path(dataset.path)).hash for dataset in config.data.datasets}
+    if config.data.examples:
+        hashes = {config.data.examples.train: content_hash(config.data.examples.train)}
+    return {RECIPE: dump_recipe(config), TOKENIZER: tokenizer.spec, DATA: json.dumps(hashes, indent=1)}
 
 
 def open_run(config: RunConfig, documents: dict[str, str], world: World, say: Say) -> Run:
@@ -84,16 +84,20 @@ def open_run(config: RunConfig, documents: dict[str, str], world: World, say: Sa
     return Run(folder, checkpoint, state, lock)
 
 
-def summary(config: RunConfig, run_folder: Path, recipe: str) -> str:
+def summary(config: RunConfig, run_folder: Path, recipe: str, state: RunState) -> str:
     """What a finished run leaves behind, and what can be done with it."""
     records = [json.loads(line) for line in (run_folder / METRICS).read_text().splitlines()]
     losses = [r for r in records if "validation_loss" in r]
     samples = [r["sample"] for r in records if "sample" in r]
-    lines = [f"{run_folder} is complete: {config.schedule.steps:,} steps"]
+    lines = [f"{run_folder} is complete: {state.step:,} steps"]
+    if state.step < config.schedule.steps:
+        lines[0] += f" of {config.schedule.steps:,}, as no validation was better than that of step {state.best_step:,}"
     if losses:
         lines[0] += f", validation loss {losses[-1]['validation_loss']:.4f}"
         if "validation_perplexity" in losses[-1]:
             lines[0] += f" (perplexity {losses[-1]['validation_perplexity']:,.2f})"
+        for name in METRICS_OF.get(config.objective.name, ())[1:]:
+            lines[0] += f", {name} {losses[-1][f'validation_{name}']:.4f}"
     if samples:
         lines += ["sample:", *("  | " + line for line in samples[-1].splitlines())]
     if not config.checkpoint.every_steps:
@@ -104,6 +108,7 @@ def summary(config: RunConfig, run_folder: Path, recipe: str) -> str:
     bin_ = _commands_folder()
     lines += [
         f"checkpoint    {run_folder}/checkpoints/{checkpoint}",
+        *([f"best          after step {state.best_step:,}"] if config.validation.keep_best else []),
         f"curves        {bin_}tensorboard --logdir {run_folder.parent}",
         f"train longer  {bin_}deepspeed train.py {recipe} schedule.steps={steps}{consent}",
         f"start over    {bin_}deepspeed train.py {recipe} run.resume=fresh",
@@ -123,15 +128,16 @@ def _commands_folder() -> str:
 
 def check_resume(config: RunConfig, checkpoint: Path, documents: dict[str, str], say: Say) -> None:
     """Refuse what cannot continue, ask for consent to what changes the result, and name the rest."""
+    data = json.loads(documents[DATA])
     if (checkpoint / TOKENIZER).read_text() != documents[TOKENIZER]:
         raise CheckpointError(
-            f"{checkpoint / TOKENIZER} differs from the tokenizer of {config.data.datasets[0].path}: the shards' "
-            "ids would mean other text. Train on shards made with the checkpoint's tokenizer, or give another run.name"
+            f"{checkpoint / TOKENIZER} differs from the tokenizer of {next(iter(data))}: the data's ids would mean other "
+            "text. Train on data made with the checkpoint's tokenizer, or give another run.name"
         )
     differences = compare(load_recipe(str(checkpoint / RECIPE)), config)
     refused = [str(d) for d in differences if d.kind == "refused"]
     consent = [str(d) for d in differences if d.kind == "needs_consent"]
-    saved, data = json.loads((checkpoint / DATA).read_text()), json.loads(documents[DATA])
+    saved = json.loads((checkpoint / DATA).read_text())
     if list(saved.values()) != list(data.values()):
         consent.append(
             f"content of {', '.join(data)}: {_short(saved)} → {_short(data)} (the order is another from here on)"

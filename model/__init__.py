@@ -11,6 +11,7 @@ from model.kernels import Kernel, choose_kernel
 from model.layout import Layout
 from model.spec import AttentionSpec
 from model.t5 import T5
+from model.task_head import TaskHead, TaskLoss, set_task_head
 
 __all__ = [
     "GPT",
@@ -23,6 +24,8 @@ __all__ = [
     "Layout",
     "Loss",
     "Model",
+    "TaskHead",
+    "TaskLoss",
     "build",
     "choose_kernel",
     "compile_blocks",
@@ -32,4 +35,5 @@ __all__ = [
     "initial_weight",
     "load_hf",
     "save_hf",
+    "set_task_head",
 ]

@@ -15,15 +15,17 @@ from model.build import build
 from model.hf import architecture, from_hf_config, to_hf_config
 
 StateDict = dict[str, Tensor]
+HEAD = "lm_head."
 BLOCK = re.compile(r"\.(\d+)\.")
 """Number of the block in a parameter's name."""
 TENSORFLOW_NORM = re.compile(r"(?<=LayerNorm\.)(gamma|beta)$")
 """Weight and bias of norms in files that were converted from TensorFlow, such as the first BERTs."""
 
 
-def load_hf(folder: str | Path) -> tuple[TransformerConfig, StateDict]:
+def load_hf(folder: str | Path, *, need_heads: bool = True) -> tuple[TransformerConfig, StateDict]:
     """Config and weights, under our names and in the files' dtype, of a Hugging Face folder.
 
+    Without `need_heads` other heads than ours are passed over, and the weights have ours (`lm_head`) only if it is whole.
     Raises ConfigError when the architecture is not one of ours, CheckpointError when files or weights are missing.
     """
     folder = Path(folder)
@@ -31,8 +33,17 @@ def load_hf(folder: str | Path) -> tuple[TransformerConfig, StateDict]:
     if not path.is_file():
         raise CheckpointError(f"{folder}: no config.json; give a folder with config.json and *.safetensors")
     config = from_hf_config(json.loads(path.read_text()), source=str(path))
-    state = from_hf_names(config, _read_tensors(folder))
-    _check(config, state, folder)
+    tensors = _read_tensors(folder)
+    state, expected = from_hf_names(config, tensors), _shapes(config)
+    if not need_heads:
+        prefix = architecture(config).prefix
+        prefixed = any(prefix and key.startswith(prefix) for key in tensors)
+        others = {name for name in state.keys() - expected.keys() if prefixed and not name.startswith(prefix)}
+        state = {name: tensor for name, tensor in state.items() if name not in others}
+        if not {name for name in expected if name.startswith(HEAD)} <= state.keys():
+            expected = {name: shape for name, shape in expected.items() if not name.startswith(HEAD)}
+        state = {name: tensor for name, tensor in state.items() if name in expected or not name.startswith(HEAD)}
+    _check(expected, state, folder)
     return config, state
 
 
@@ -128,12 +139,13 @@ def _read_tensors(folder: Path) -> StateDict:
     return tensors
 
 
-def _check(config: TransformerConfig, state: StateDict, folder: Path) -> None:
-    """Every weight of the model is there in its shape, and nothing else."""
+def _shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
-        expected = {
-            name: tuple(tensor.shape) for name, tensor in build(config, kernel="reference").state_dict().items()
-        }
+        return {name: tuple(tensor.shape) for name, tensor in build(config, kernel="reference").state_dict().items()}
+
+
+def _check(expected: dict[str, tuple[int, ...]], state: StateDict, folder: Path) -> None:
+    """Every weight of the model is there in its shape, and nothing else."""
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):

@@ -21,6 +21,7 @@ def initial_weight(name: str, shape: torch.Size | tuple[int, ...], config: Trans
     | embed_tokens, other embedding tables | normal, init_std                                   | 1              |
     | lm_head, unless tied to embed_tokens | normal, init_std                                   | 1 / sqrt(D)    |
     | lm_head: transform, pooler, pairs    | normal, init_std                                   |                |
+    | lm_head of a task: dense, output     | normal, init_std                                   |                |
     | q_proj                               | normal, init_std                                   | 1 / sqrt(D E)  |
     | k_proj, v_proj, gate_proj, up_proj   | normal, init_std                                   | 1 / sqrt(D)    |
     | output_proj                          | normal, init_std / sqrt(2 L); 0: zero_init_outputs | 1 / sqrt(H E)  |

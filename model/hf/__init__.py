@@ -12,7 +12,8 @@ from model.hf.llama import LLAMA, MISTRAL, QWEN3
 from model.hf.modernbert import MODERNBERT
 from model.hf.t5 import T5, T5_UNGATED
 
-ARCHITECTURES = (GPT2, LLAMA, MISTRAL, QWEN3, BERT, BERT_MASKED_LM, MODERNBERT, T5)
+ARCHITECTURES = (GPT2, LLAMA, MISTRAL, QWEN3, BERT_MASKED_LM, BERT, MODERNBERT, T5)
+"""Of those that share a model_type, the first is taken for a class that is none of them, such as BertModel."""
 
 
 def architecture(config: TransformerConfig) -> Architecture:

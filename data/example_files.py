@@ -1,0 +1,143 @@
+"""Readers of labelled examples: jsonl, csv, tsv, CoNLL, and folders of `datasets`."""
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from config import DataError
+
+Record = tuple[str, dict[str, Any]]
+"""Where an example stands (`file:line`), and its fields."""
+
+WORDS, TAGS = "text", "label"
+"""Fields of a CoNLL sentence."""
+DOCUMENT = "-DOCSTART-"
+
+
+def read_records(path: str) -> Iterator[Record]:
+    """The examples of a file, in order. Raises DataError that names the file and the line."""
+    source = Path(path)
+    if source.is_dir():
+        return _read_folder(source)
+    if not source.is_file():
+        raise DataError(f"{path}: no such file of examples")
+    if source.suffix not in READERS:
+        raise DataError(
+            f"{path}: examples are read from {', '.join(READERS)} files and folders that `datasets` saved, not from "
+            f"{source.suffix or 'files without an ending'}"
+        )
+    return READERS[source.suffix](source)
+
+
+def content_hash(path: str) -> str:
+    """Of a file, or of the files in a folder, in hex. Raises DataError if there is none."""
+    source, digest = Path(path), xxhash.xxh3_128()
+    files = sorted(file for file in source.rglob("*") if file.is_file()) if source.is_dir() else [source]
+    for file in files:
+        try:
+            digest.update(file.read_bytes())
+        except OSError as error:
+            raise DataError(f"{file}: {error.strerror}; it holds labelled examples") from None
+    return digest.hexdigest()
+
+
+def _read_jsonl(path: Path) -> Iterator[Record]:
+    for number, line in _lines(path):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{path}:{number}: not JSON: {error}") from None
+        if not isinstance(record, dict):
+            raise DataError(f"{path}:{number}: expected an object with fields, not {line.strip()[:40]}")
+        yield f"{path}:{number}", record
+
+
+def _read_table(path: Path, delimiter: str) -> Iterator[Record]:
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.reader(
+            file, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
+        )
+        names = next(reader, [])
+        for row in reader:
+            if len(row) not in (0, len(names)):
+                raise DataError(
+                    f"{path}:{reader.line_num}: {len(row)} columns, but the header has {len(names)} ({', '.join(names)}): "
+                    "mend the line"
+                )
+            if row:
+                yield f"{path}:{reader.line_num}", dict(zip(names, row, strict=True))
+
+
+def _read_conll(path: Path) -> Iterator[Record]:
+    """Sentences of words, from the first column, and tags, from the last one."""
+    words: list[str] = []
+    tags: list[str] = []
+    columns = first = 0
+    for number, line in (*_lines(path), (0, "")):
+        cells = line.split("\t") if "\t" in line else line.split()
+        if not any(cells):
+            if words:
+                yield f"{path}:{first}", {WORDS: words, TAGS: tags}
+            words, tags = [], []
+            continue
+        if cells[0] == DOCUMENT:
+            continue
+        columns = columns or len(cells)
+        if len(cells) != columns or columns < 2:
+            raise DataError(
+                f"{path}:{number}: {len(cells)} columns, expected {max(columns, 2)} as in the lines above, the word first "
+                "and its tag last: mend the line"
+            )
+        first = first if words else number
+        words.append(cells[0])
+        tags.append(cells[-1].strip())
+
+
+def _read_folder(path: Path) -> Iterator[Record]:
+    """What `save_to_disk` wrote, labels by their names."""
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(f"{path}: a folder of `datasets` needs the package: pip install datasets") from None
+    try:
+        data = datasets.load_from_disk(str(path))
+    except (FileNotFoundError, ValueError) as error:
+        raise DataError(f"{path}: not a folder that `datasets` saved: {error}") from None
+    if isinstance(data, datasets.DatasetDict):
+        splits = ", ".join(f"{path}/{split}" for split in data)
+        raise DataError(f"{path}: holds several splits: name one of {splits}")
+    names = {name: getattr(getattr(kind, "feature", kind), "names", None) for name, kind in data.features.items()}
+    for number, row in enumerate(data):
+        yield f"{path} row {number}", {name: _named(value, names[name]) for name, value in row.items()}
+
+
+def _named(value: Any, names: list[str] | None) -> Any:
+    if names is None:
+        return value
+    return [names[number] for number in value] if isinstance(value, list) else names[value]
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    with path.open(encoding="utf-8") as file:
+        try:
+            for number, line in enumerate(file, start=1):
+                yield number, line.rstrip("\n")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+
+
+READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
+    ".jsonl": _read_jsonl,
+    ".csv": lambda path: _read_table(path, ","),
+    ".tsv": lambda path: _read_table(path, "\t"),
+    ".conll": _read_conll,
+    ".iob2": _read_conll,
+    ".bio": _read_conll,
+    ".txt": _read_conll,
+}

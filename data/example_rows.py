@@ -1,0 +1,199 @@
+"""From a labelled example to the tokens and labels of a row."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from config import DataError
+from config.objective_schema import ObjectiveConfig
+from config.schema import RunConfig
+from config.supervised_schema import (
+    Instruction,
+    Labelled,
+    Regression,
+    Relation,
+    SequenceToSequence,
+    TokenClassification,
+)
+from data.batch import IGNORE
+from data.example_files import Record
+from data.specials import BERT, T5
+from data.tokenizer import Tokenizer
+
+MARKERS = ("[E1]", "[/E1]", "[E2]", "[/E2]")
+"""Around the two entities of a relation."""
+
+Encode = Callable[[Record], "Row"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One example as a model reads it."""
+
+    ids: list[int]
+    labels: list[int] | list[float]
+    """One for each id: what is to be predicted there, or IGNORE. The ids of what a decoder is to write are their own."""
+    second: int = 0
+    """Where the second text of a pair begins; 0: there is none."""
+    source: list[int] = field(default_factory=list)
+    """What an encoder reads."""
+
+
+def example_specials(family: str, objective: ObjectiveConfig) -> tuple[str, ...]:
+    """Special tokens of the rows: those that the family was pretrained with, and the markers of entities."""
+    names = {"bert": BERT, "t5": T5}.get(family, ())
+    return (*names, *MARKERS) if isinstance(objective, Relation) else names
+
+
+def row_encoder(config: RunConfig, tokenizer: Tokenizer) -> Encode:
+    """The function that encodes the recipe's examples. It raises DataError with the place of an example that lacks a
+    field, has an unknown label or is too long."""
+    encoder = RowEncoder(config, tokenizer)
+    objective = config.objective
+    if isinstance(objective, TokenClassification):
+        return encoder.tagged
+    if isinstance(objective, Relation):
+        return encoder.related
+    if isinstance(objective, SequenceToSequence):
+        return encoder.translated
+    return encoder.answered if isinstance(objective, Instruction) else encoder.labelled
+
+
+class RowEncoder:
+    def __init__(self, config: RunConfig, tokenizer: Tokenizer):
+        assert config.data.examples is not None
+        self.fields, self.objective, self.tokenizer = config.data.examples, config.objective, tokenizer
+        self.length = config.data.row_length
+        self.bert = config.model.family == "bert"
+        self.begin, self.end = [], [tokenizer.eod_id]
+        if self.bert:
+            _, cls_id, sep_id, _ = tokenizer.ids_of(BERT)
+            self.begin, self.end = [cls_id], [sep_id]
+
+    def labelled(self, record: Record) -> Row:
+        """[CLS] text [SEP] (pair [SEP]) with the label at [CLS]; without [CLS], at the end of the last text."""
+        texts = [self.tokenizer.encode(self._text(record, self.fields.text))]
+        if self.fields.pair:
+            texts.append(self.tokenizer.encode(self._text(record, self.fields.pair)))
+        self._fit(record, texts, self.length - len(self.begin) - len(texts) * len(self.end))
+        ids = self.begin + [token for text in texts for token in text + self.end]
+        labels: list[Any] = [IGNORE] * len(ids)
+        labels[0 if self.bert else -1] = self._target(record)
+        second = len(ids) - len(texts[-1]) - len(self.end) if self.fields.pair else 0
+        return Row(ids, labels, second)
+
+    def related(self, record: Record) -> Row:
+        """A text in which MARKERS surround two entities, with the label at the first marker."""
+        text = self._text(record, self.fields.text)
+        if wrong := [marker for marker in MARKERS if text.count(marker) != 1]:
+            raise DataError(
+                f"{record[0]}: {wrong[0]} stands {text.count(wrong[0])} times in its text, not once: mark the entities as in "
+                "[E1]Ada[/E1] met [E2]Charles[/E2]"
+            )
+        ids = self.tokenizer.encode_with(text, MARKERS)
+        self._fit(record, [ids], self.length - 2, cut=False)
+        ids = self.begin + ids + self.end
+        labels: list[int] = [IGNORE] * len(ids)
+        labels[ids.index(self.tokenizer.ids_of(MARKERS)[0])] = self._label(
+            record, self._value(record, self.fields.label)
+        )
+        return Row(ids, labels)
+
+    def tagged(self, record: Record) -> Row:
+        """The words of a sentence, each with its tag at the first of its tokens."""
+        where, (words, tags) = record[0], (self._value(record, f) for f in (self.fields.text, self.fields.label))
+        if not isinstance(words, list) or not isinstance(tags, list) or len(words) != len(tags):
+            counts = [
+                f"{len(v)} {n}" if isinstance(v, list) else f"no list of {n}"
+                for v, n in ((words, "words"), (tags, "tags"))
+            ]
+            raise DataError(f"{where}: {counts[0]}, but {counts[1]}: each word needs one tag")
+        ids, spans = self.tokenizer.encode_with_places(" ".join(words))
+        labels: list[int] = [IGNORE] * len(ids)
+        begin = token = 0
+        for word, tag in zip(words, tags, strict=True):
+            label, end = self._label(record, tag), begin + len(word)
+            while token < len(ids) and spans[token][1] <= begin:
+                token += 1
+            if token < len(ids) and spans[token][0] < end:
+                labels[token] = label
+            begin = end + 1
+        self._fit(record, [ids], self.length - len(self.begin) - len(self.end))
+        labels = [IGNORE] * len(self.begin) + labels[: len(ids)] + [IGNORE] * len(self.end)
+        return Row(self.begin + ids + self.end, labels)
+
+    def translated(self, record: Record) -> Row:
+        """A source for the encoder and the text that the decoder writes, both with their ends."""
+        assert isinstance(self.objective, SequenceToSequence)
+        source = [self.tokenizer.encode(self._text(record, self.fields.text))]
+        target = [self.tokenizer.encode(self._text(record, self.fields.label))]
+        self._fit(record, source, self.length - 1)
+        self._fit(record, target, self.objective.target_length - 1, "objective.target_length")
+        ids = target[0] + self.end
+        return Row(ids, ids, source=source[0] + self.end)
+
+    def answered(self, record: Record) -> Row:
+        """A prompt, whose tokens are not learned, and the answer with its end."""
+        prompt = self.tokenizer.encode(self._text(record, self.fields.text))
+        answer = self.tokenizer.encode(self._text(record, self.fields.label)) + self.end
+        self._fit(record, [prompt, answer], self.length + 1)
+        return Row(prompt + answer, [IGNORE] * len(prompt) + answer)
+
+    def _fit(
+        self, record: Record, texts: list[list[int]], room: int, setting: str = "data.row_length", cut: bool = True
+    ) -> None:
+        """Shorten the longest of the texts until they fit. Raises DataError if they are not to be cut."""
+        if sum(map(len, texts)) <= room:
+            return
+        if not (self.fields.truncate and cut):
+            advice = ", or set data.examples.truncate=true to cut such texts off" if cut else ""
+            raise DataError(
+                f"{record[0]}: {sum(map(len, texts)):,} tokens of text, but {setting} leaves room for {room:,}: raise it{advice}"
+            )
+        while (excess := sum(map(len, texts)) - room) > 0:
+            longest = max(texts, key=len)
+            other = max((len(text) for text in texts if text is not longest), default=0)
+            del longest[len(longest) - min(excess, max(len(longest) - other, 1)) :]
+
+    def _target(self, record: Record) -> int | float:
+        value = self._value(record, self.fields.label)
+        if not isinstance(self.objective, Regression):
+            return self._label(record, value)
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            raise DataError(f"{record[0]}: {self.fields.label} is {value!r}, not a number") from None
+        if number == IGNORE or number != number:
+            raise DataError(f"{record[0]}: {self.fields.label} is {number:g}, which cannot be learned: leave it out")
+        return number
+
+    def _label(self, record: Record, value: Any) -> int:
+        assert isinstance(self.objective, Labelled)
+        try:
+            return self.objective.labels.index(label_name(value))
+        except ValueError:
+            known = ", ".join(self.objective.labels[:20])
+            raise DataError(
+                f"{record[0]}: label {label_name(value)!r} is none of the {len(self.objective.labels)} that the model learns "
+                f"({known}): mend the line, or train with examples of it and name it in objective.labels"
+            ) from None
+
+    def _text(self, record: Record, name: str) -> str:
+        value = self._value(record, name)
+        if not isinstance(value, str):
+            raise DataError(f"{record[0]}: {name} is {type(value).__name__}, not text")
+        return value
+
+    def _value(self, record: Record, name: str) -> Any:
+        where, fields = record
+        if fields.get(name) is None:
+            raise DataError(
+                f"{where}: has no field {name!r}, only {', '.join(fields)}: set data.examples.text, .pair and .label to the "
+                "names of the fields"
+            )
+        return fields[name]
+
+
+def label_name(value: Any) -> str:
+    """As recipes spell labels, which are text: JSON's true, 1 and "1" are `true`, `1` and `1`."""
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,115 @@
+"""Encoded examples in flat arrays: made once for a file, kept beside the runs, read at any place."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from config import DataError
+from config.schema import RunConfig
+from data.example_files import content_hash, read_records
+from data.example_rows import Row, row_encoder
+from data.files import atomic_file
+from data.tokenizer import Tokenizer
+
+Ids = NDArray[np.int64]
+CACHE = ".examples"
+VERSION = 1
+OPEN_ROWS = 64
+"""Rows that packing still puts examples into."""
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Lists of different lengths, one after the other."""
+
+    values: NDArray
+    bounds: Ids
+
+    @classmethod
+    def of(cls, lists: Sequence[Sequence[float]], dtype: type) -> "Ragged":
+        bounds = np.concatenate([[0], np.cumsum([len(one) for one in lists])]).astype(np.int64)
+        return cls(np.fromiter((value for one in lists for value in one), dtype, int(bounds[-1])), bounds)
+
+    def __getitem__(self, number: int) -> NDArray:
+        return self.values[self.bounds[number] : self.bounds[number + 1]]
+
+    @property
+    def lengths(self) -> Ids:
+        return np.diff(self.bounds)
+
+
+@dataclass(frozen=True)
+class ExampleTable:
+    """All examples of a file, in its order."""
+
+    path: str
+    hash: str
+    """Of the file's content."""
+    ids: Ragged
+    labels: Ragged
+    source: Ragged
+    second_N: Ids
+    """See data.example_rows.Row."""
+
+    def __len__(self) -> int:
+        return len(self.second_N)
+
+
+def open_table(path: str, config: RunConfig, tokenizer: Tokenizer) -> ExampleTable:
+    """The examples of a file as the recipe's objective reads them, encoded now unless a run has done that before.
+
+    Raises DataError at the first example that cannot be read, does not fit, or has an unknown label.
+    """
+    content = content_hash(path)
+    facts = [VERSION, content, tokenizer.fingerprint, config.model.family, config.data.row_length]
+    facts += [config.objective.model_dump(), config.data.examples.model_dump(exclude={"train", "valid", "tokenizer"})]  # type: ignore[union-attr]
+    name = hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
+    cached = Path(config.run.folder) / CACHE / f"{name}.npz"
+    if not cached.is_file():
+        encode = row_encoder(config, tokenizer)
+        rows = [encode(record) for record in read_records(path)]
+        if not rows:
+            raise DataError(f"{path}: holds no examples")
+        _save(cached, rows)
+    with np.load(cached) as arrays:
+        parts = {part: Ragged(arrays[part], arrays[f"{part}_bounds"]) for part in ("ids", "labels", "source")}
+        return ExampleTable(path, content, second_N=arrays["second"], **parts)
+
+
+def _save(path: Path, rows: list[Row]) -> None:
+    number = np.float32 if any(isinstance(label, float) for label in rows[0].labels) else np.int32
+    ids, source = (Ragged.of([getattr(row, part) for row in rows], np.int32) for part in ("ids", "source"))
+    labels = Ragged.of([row.labels for row in rows], number)
+    arrays: dict[str, Any] = {"second": np.array([row.second for row in rows], np.int64)}
+    for part, ragged in (("ids", ids), ("labels", labels), ("source", source)):
+        arrays |= {part: ragged.values, f"{part}_bounds": ragged.bounds}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as file:
+            np.savez(file, **arrays)
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot keep the encoded examples: {error.strerror}; set run.folder to another one"
+        ) from None
+
+
+def pack(lengths_N: Ids, room: int) -> Ragged:
+    """The numbers of the examples in each row: in order, into the first of the last rows with room for it (first fit)."""
+    rows: list[list[int]] = []
+    left: list[int] = []
+    for number, length in enumerate(lengths_N.tolist()):
+        recent = range(max(0, len(rows) - OPEN_ROWS), len(rows))
+        row = next((row for row in recent if left[row] >= length), None)
+        if row is None:
+            row = len(rows)
+            rows.append([])
+            left.append(room)
+        rows[row].append(number)
+        left[row] -= length
+    return Ragged.of(rows, np.int64)
