@@ -29,7 +29,9 @@ def pretrained(corpus, tmp_path_factory) -> dict[str, Path]:
     """Runs of each family, 2 steps long."""
     folder = tmp_path_factory.mktemp("pretrained")
     for family in ("gpt", "bert", "t5"):
-        made = train(family_recipe(folder, corpus, family), "schedule.steps=2", f"run.name={family}", "validation.rows=2")
+        made = train(
+            family_recipe(folder, corpus, family), "schedule.steps=2", f"run.name={family}", "validation.rows=2"
+        )
         assert made.returncode == 0, made.stderr
     return {family: folder / "runs" / family for family in ("gpt", "bert", "t5")}
 
@@ -44,13 +46,20 @@ def family_recipe(folder: Path, corpus: Path, family: str) -> Path:
 def example(task: str, draw: random.Random) -> dict:
     """One of a few thousand that a two-layer model can tell apart at once."""
     animal, tool = draw.choice(ANIMALS), draw.choice(TOOLS)
-    number, words = draw.randrange(5), " ".join(draw.choices("the model reads a row of tokens".split(), k=3))
+    number, words = (
+        draw.randrange(5),
+        " ".join(draw.choices(["the", "model", "reads", "a", "row", "of", "tokens"], k=3)),
+    )
     kind = draw.choice(["animal", "tool"])
     noun = animal if kind == "animal" else tool
     match task:
         case "pair":
             second = draw.choice([animal, tool])
-            return {"text": f"{words} {animal}", "second": f"{second} {words}", "label": "yes" if second == animal else "no"}
+            return {
+                "text": f"{words} {animal}",
+                "second": f"{second} {words}",
+                "label": "yes" if second == animal else "no",
+            }
         case "regression":
             return {"text": f"{words} {'row ' * number}", "label": number}
         case "token_classification":
@@ -82,10 +91,10 @@ model: {{family: {family}, {MODEL}{", dropout: 0" if family == "bert" else ""}}}
 objective: {{name: {OBJECTIVE.get(task, task)}, {settings}}}
 batch: {{global_batch_size: 16, micro_batch_size: 16}}
 optimizer: {{lr: 5e-3}}
-schedule: {{steps: 60, warmup_steps: 4}}
+schedule: {{steps: 120, warmup_steps: 4}}
 engine: {{precision: fp32, compile: 'off'}}
 checkpoint: {{every_steps: 1000}}
-validation: {{every_steps: 20}}
+validation: {{every_steps: 60}}
 monitor: {{peak_tflops: 0.1, sample_tokens: 0, tensorboard: false}}
 """)
     return recipe

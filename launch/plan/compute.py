@@ -11,6 +11,7 @@ from config.bert_schema import BertConfig
 from config.block_memory import FP32
 from config.objective_schema import Contrastive, MaskedLM, RowShape, row_shape
 from config.schema import RunConfig
+from config.supervised_schema import Labelled, Regression
 from config.t5_schema import T5Config
 from config.transformer_schema import Recompute, TransformerConfig
 from launch.plan.device import Device
@@ -183,7 +184,7 @@ def _materialised_scores(config: RunConfig, device: Device, numerics: Numerics) 
 
 def predicted_tokens(config: RunConfig, shape: RowShape) -> int:
     """Tokens of one sample that the head works on."""
-    if isinstance(config.objective, Contrastive):
+    if isinstance(config.objective, Contrastive | Labelled | Regression):
         return 0
     if isinstance(config.objective, MaskedLM):
         return round(config.objective.mask_rate * shape.text)
