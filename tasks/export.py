@@ -10,7 +10,7 @@ to float32's tolerance, which shows the conversion; in bfloat16 the two models r
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, help="folder of a run or of a checkpoint")
+    parser.add_argument("model", type=Path, help="folder of a run, of a checkpoint, or Hugging Face's")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; it must not exist")
     parser.add_argument("--dtype", choices=TOLERANCE, default="float32", help="of the weights (default float32)")
 
@@ -39,14 +39,14 @@ def export(source: Path, out: Path, dtype: str = "float32") -> dict[str, float]:
 
     if out.exists():
         raise CheckpointError(f"{out} exists already: give --out another folder, or remove it")
-    model, tokenizer, config = load_model(source, torch.device("cpu"))
-    model.to(getattr(torch, dtype))
+    trained = load_model(source, torch.device("cpu"))
+    model, tokenizer, config = trained.model.to(getattr(torch, dtype)), trained.tokenizer, trained.config
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        token_ids = save_tokenizer(partial, tokenizer, config.model)
-        save_hf(partial, config.model, model.state_dict(), token_ids=token_ids)
-        check_tokenizer(partial, tokenizer, config.model.family)
+        token_ids = save_tokenizer(partial, tokenizer, config)
+        save_hf(partial, config, model.state_dict(), token_ids=token_ids)
+        check_tokenizer(partial, tokenizer, config.family)
         differences = {
             kind: check_model(partial, model, kind, TOLERANCE[kind]) for kind in dict.fromkeys((dtype, "float32"))
         }

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, help="folder of a run or of a checkpoint")
+    parser.add_argument("model", type=Path, help="folder of a run, of a checkpoint, or Hugging Face's")
     parser.add_argument("--prompt", default="", help="text to continue or to fill in; - reads it from standard input")
     parser.add_argument("--tokens", type=int, default=200, help="most new tokens (default 200)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default 0.8)")
@@ -26,10 +26,11 @@ def run(options: argparse.Namespace) -> int:
     from tasks.text_stream import StopText, TextStream
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, tokenizer, config = load_model(options.model, device)
+    trained = load_model(options.model, device)
+    model, tokenizer, objective = trained.model, trained.tokenizer, trained.objective
     text = sys.stdin.read() if options.prompt == "-" else options.prompt
-    prompt = encode_prompt(text, config.objective, tokenizer)
-    if config.objective.name == "masked_lm":
+    prompt = encode_prompt(text, objective, tokenizer)
+    if objective.name == "masked_lm":
         print(fill_masks(model, prompt, tokenizer, device))
         return 0
     sys.stdout.write(prompt.text)

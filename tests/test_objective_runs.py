@@ -60,10 +60,11 @@ def test_a_contrastive_run_leaves_a_model_that_loads(recipe, tmp_path):
     assert result.returncode == 0, result.stderr
     assert all("loss_contrastive" not in record for record in metrics(tmp_path / "runs/tiny"))
     assert "perplexity" not in result.stdout
-    model, tokenizer, config = load_model(tmp_path / "runs/tiny", torch.device("cpu"))
+    trained = load_model(tmp_path / "runs/tiny", torch.device("cpu"))
+    model, tokenizer = trained.model, trained.tokenizer
     with pytest.raises(ConfigError, match="objective contrastive does not write text"):
-        encode_prompt("text", config.objective, tokenizer)
-    assert model(torch.tensor([tokenizer.ids_of(["[CLS]", "[SEP]"])])).shape == (1, 2, config.model.hidden_size)
+        encode_prompt("text", trained.objective, tokenizer)
+    assert model(torch.tensor([tokenizer.ids_of(["[CLS]", "[SEP]"])])).shape == (1, 2, trained.config.hidden_size)
 
 
 @pytest.mark.slow

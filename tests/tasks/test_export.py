@@ -43,7 +43,7 @@ def trained(monkeypatch):
 
     def use(config: Any) -> Any:
         built, tokenizer = tiny_model(config), byte_tokenizer().with_special_tokens(SPECIALS.get(config.family, ()))
-        loaded = built, tokenizer, SimpleNamespace(model=config)
+        loaded = SimpleNamespace(model=built, tokenizer=tokenizer, config=config)
         monkeypatch.setattr(tasks.checkpoints, "load_model", lambda path, device: loaded)
         return tokenizer
 
@@ -96,7 +96,7 @@ def test_special_tokens_that_training_did_not_add_are_not_exported(monkeypatch, 
     spec = tokenizers.Tokenizer.from_str(byte_tokenizer().spec)
     spec.post_processor = TemplateProcessing(single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 256)])
     config = CONFIGS["llama"]
-    loaded = tiny_model(config), Tokenizer(spec.to_str()), SimpleNamespace(model=config)
+    loaded = SimpleNamespace(model=tiny_model(config), tokenizer=Tokenizer(spec.to_str()), config=config)
     monkeypatch.setattr(tasks.checkpoints, "load_model", lambda path, device: loaded)
     export(tmp_path, tmp_path / "out")
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "out")("ab")["input_ids"] == [97, 98]
@@ -169,7 +169,7 @@ def test_a_tied_bert_trained_by_two_ranks_under_zero_3(recipe, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "same logits and tokens" in result.stdout
     theirs = transformers.AutoModelForPreTraining.from_pretrained(tmp_path / "out")
-    ours, _, _ = tasks.checkpoints.load_model(tmp_path / "runs/tiny", torch.device("cpu"))
+    ours = tasks.checkpoints.load_model(tmp_path / "runs/tiny", torch.device("cpu")).model
     assert torch.equal(theirs.cls.predictions.decoder.weight, ours.embed_tokens.weight)
     again = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert again.returncode == 2 and "exists already" in again.stderr
