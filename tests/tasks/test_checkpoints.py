@@ -3,59 +3,33 @@
 import json
 
 import pytest
-import tokenizers
 import torch
 import transformers
-from tokenizers.processors import TemplateProcessing
 
 from config import CheckpointError, ConfigError
-from data.tokenizer import byte_tokenizer
 from tasks.checkpoints import check_family, load_model
 from tests.model.tiny import random_tokens
+from tests.tasks.hugging_face import BERT, GPT2, LLAMA, SIZES, edit, save
 
 CPU = torch.device("cpu")
-SIZES = dict(vocab_size=320, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
-BERT = transformers.BertConfig(**SIZES, max_position_embeddings=64, initializer_range=0.2)
-LLAMA = transformers.LlamaConfig(**SIZES, num_key_value_heads=2, initializer_range=0.2)
-GPT2 = transformers.GPT2Config(vocab_size=320, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.2)
-
-
-def save(folder, theirs, frame: tuple[str, str] = ("[CLS]", "[SEP]")):
-    """A folder as from_pretrained finds it on a hub; the tokenizer knows bytes and BERT's names."""
-    torch.manual_seed(0)
-    theirs = theirs.eval()
-    theirs.save_pretrained(folder)
-    model = tokenizers.Tokenizer.from_str(byte_tokenizer().spec)
-    model.add_special_tokens(["[PAD]", "[CLS]", "[SEP]", "[MASK]"])
-    ids = [(name, model.token_to_id(name)) for name in frame]
-    model.post_processor = TemplateProcessing(single=f"{frame[0]} $A {frame[1]}", special_tokens=ids)
-    fast = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=model, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]"
-    )
-    fast.save_pretrained(folder)
-    return theirs
-
-
-def edit(path, **changes) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 @pytest.mark.parametrize(
-    "theirs, objective",
+    "make, config, objective",
     [
-        (lambda: transformers.BertModel(BERT), "contrastive"),
-        (lambda: transformers.BertModel(BERT, add_pooling_layer=False), "contrastive"),
-        (lambda: transformers.BertForMaskedLM(BERT), "masked_lm"),
-        (lambda: transformers.BertForPreTraining(BERT), "masked_lm"),
-        (lambda: transformers.BertForSequenceClassification(BERT), "contrastive"),
-        (lambda: transformers.GPT2Model(GPT2), "causal_lm"),  # its head is the embedding
-        (lambda: transformers.LlamaModel(LLAMA), "contrastive"),
-        (lambda: transformers.LlamaForCausalLM(LLAMA), "causal_lm"),
+        (transformers.BertModel, BERT, "contrastive"),
+        (lambda config: transformers.BertModel(config, add_pooling_layer=False), BERT, "contrastive"),
+        (transformers.BertForMaskedLM, BERT, "masked_lm"),
+        (transformers.BertForPreTraining, BERT, "masked_lm"),
+        (transformers.BertForSequenceClassification, BERT, "contrastive"),
+        (transformers.GPT2Model, GPT2, "causal_lm"),  # its head is the embedding
+        (transformers.LlamaModel, LLAMA, "contrastive"),
+        (transformers.LlamaForCausalLM, LLAMA, "causal_lm"),
     ],
     ids=["bert", "no pooler", "masked", "pretraining", "classifier", "gpt2", "llama", "causal"],
 )
-def test_the_backbone_of_any_head_is_loaded(theirs, objective, tmp_path):
-    theirs = save(tmp_path, theirs())
+def test_the_backbone_of_any_head_is_loaded(make, config, objective, tmp_path):
+    theirs = save(tmp_path, make, config)
     trained = load_model(tmp_path, CPU)
     assert trained.objective.name == objective and trained.recipe is None
     tokens_BT = random_tokens(trained.config)
@@ -67,7 +41,7 @@ def test_the_backbone_of_any_head_is_loaded(theirs, objective, tmp_path):
 
 def test_weights_of_a_checkpoint_with_more_heads_than_its_class_says(tmp_path):
     """As in the first published BERT."""
-    theirs = save(tmp_path, transformers.BertForPreTraining(BERT))
+    theirs = save(tmp_path, transformers.BertForPreTraining, BERT)
     edit(tmp_path / "config.json", architectures=["BertForMaskedLM"])
     trained = load_model(tmp_path, CPU)
     tokens_BT = random_tokens(trained.config)
@@ -77,14 +51,14 @@ def test_weights_of_a_checkpoint_with_more_heads_than_its_class_says(tmp_path):
 
 
 def test_a_missing_block_is_not_taken_for_a_missing_head(tmp_path):
-    save(tmp_path, transformers.BertModel(BERT))
+    save(tmp_path, transformers.BertModel, BERT)
     edit(tmp_path / "config.json", num_hidden_layers=3)
     with pytest.raises(CheckpointError, match=r"blocks\.2\..* is missing"):
         load_model(tmp_path, CPU)
 
 
 def test_the_tokenizer_is_the_folders(tmp_path):
-    save(tmp_path, transformers.BertModel(BERT))
+    save(tmp_path, transformers.BertModel, BERT)
     tokenizer = load_model(tmp_path, CPU).tokenizer
     begin, end = tokenizer.frame
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
@@ -96,7 +70,7 @@ def test_the_tokenizer_is_the_folders(tmp_path):
 
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path):
-    save(tmp_path, transformers.BertModel(transformers.BertConfig(**{**SIZES, "vocab_size": 256})))
+    save(tmp_path, transformers.BertModel, transformers.BertConfig(**{**SIZES, "vocab_size": 256}))
     with pytest.raises(CheckpointError, match=r"tokenizer\.json has 261 tokens, the model's table 256 rows"):
         load_model(tmp_path, CPU)
 
@@ -111,7 +85,7 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path):
     ],
 )
 def test_the_pooling_of_a_sentence_transformers_folder(settings, pooling, tmp_path):
-    save(tmp_path, transformers.BertModel(BERT))
+    save(tmp_path, transformers.BertModel, BERT)
     kinds = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize"}
     modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for kind, path in kinds.items()]
     (tmp_path / "modules.json").write_text(json.dumps(modules))
@@ -140,6 +114,6 @@ def test_wrong_folders_are_one_message(tmp_path):
 
 
 def test_a_model_of_the_wrong_family(tmp_path):
-    save(tmp_path, transformers.BertModel(BERT))
+    save(tmp_path, transformers.BertModel, BERT)
     with pytest.raises(ConfigError, match="generate needs a model of family gpt or t5, but this one is of family bert"):
         check_family(load_model(tmp_path, CPU), "generate", ("gpt", "t5"))

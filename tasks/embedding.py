@@ -1,0 +1,126 @@
+"""Vectors of texts from a trained encoder or decoder.
+
+Letters: N texts, B rows, T row length, D dimensions.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from config import ConfigError
+from config.objective_schema import Contrastive, MaskedLM
+from data.passages import padded
+from engine.objective import pool
+from model import Layout
+from tasks.checkpoints import Trained, check_family
+from tasks.sentence_layout import Pooling
+
+BATCH_TOKENS = 16_384
+"""Tokens that the model reads at once, padding included."""
+
+
+class Embedder:
+    """Texts in, vectors out: tokenise, read in batches of similar length, pool, cut to `dimensions`, normalise."""
+
+    def __init__(
+        self,
+        trained: Trained,
+        pooling: Pooling | None = None,
+        normalize: bool = True,
+        dimensions: int | None = None,
+        max_tokens: int | None = None,
+        batch_tokens: int = BATCH_TOKENS,
+    ):
+        """`pooling` None is the folder's or the objective's own, else the mean for an encoder and the last token for a
+        decoder. `dimensions` keeps the first ones, for models trained that way (Matryoshka, arXiv:2205.13147).
+        `max_tokens` counts special tokens; None is as many as the model reads.
+
+        Raises ConfigError for a family without one state for each token, and for values that the model cannot serve.
+        """
+        check_family(trained, "embedding", ("bert", "gpt"))
+        self.model, self.tokenizer, self.normalize = trained.model, trained.tokenizer, normalize
+        self.begin, self.end = frame(trained)
+        self.pooling = pooling or default_pooling(trained)
+        if self.pooling == "cls" and trained.config.family == "gpt":
+            raise ConfigError(
+                "pooling cls is the first token's state, which in a decoder has seen nothing else: choose last or mean"
+            )
+        self.width = trained.config.hidden_size
+        self.dimensions = self.width if dimensions is None else dimensions
+        if not 1 <= self.dimensions <= self.width:
+            raise ConfigError(f"dimensions {dimensions}: the model has {self.width}, choose from 1 to {self.width}")
+        longest = min(trained.max_tokens or trained.config.max_positions, trained.config.max_positions)
+        shortest = len(self.begin) + 1 + len(self.end)
+        self.max_tokens = max_tokens or longest
+        if not shortest <= self.max_tokens <= trained.config.max_positions:
+            raise ConfigError(
+                f"max_tokens {self.max_tokens}: choose from {shortest} (one token of text) to the model's "
+                f"{trained.config.max_positions} positions"
+            )
+        self.batch_tokens = batch_tokens
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Vectors [N, D] in the order of the texts, fp32 on the CPU; too long texts are cut."""
+        return self.encode_tokens([self.cut(row) for row in self.tokenize(texts)])
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text with the special tokens around it, however long."""
+        return [self.framed(ids) for ids in self.tokenizer.encode_batch(texts)]
+
+    def framed(self, ids: list[int]) -> list[int]:
+        """A text's ids with the special tokens around them; an empty text of a model without any is the end token."""
+        return [*self.begin, *ids, *self.end] or [self.tokenizer.eod_id]
+
+    def cut(self, row: list[int]) -> list[int]:
+        """The first `max_tokens` ids of a row, the special tokens at its end kept."""
+        if len(row) <= self.max_tokens:
+            return row
+        return [*row[: self.max_tokens - len(self.end)], *self.end]
+
+    @torch.no_grad()
+    def encode_tokens(self, rows: Sequence[list[int]]) -> Tensor:
+        """Vectors [N, D], fp32 on the CPU, of rows of 1 to `max_tokens` ids, special tokens included."""
+        vector_ND = torch.empty(len(rows), self.dimensions)
+        for numbers in batches([len(row) for row in rows], self.batch_tokens):
+            vector_ND[numbers] = self._encode_batch([rows[number] for number in numbers]).cpu()
+        return vector_ND
+
+    def _encode_batch(self, rows: list[list[int]]) -> Tensor:
+        device = self.model.embed_tokens.weight.device
+        longest = max(map(len, rows))
+        tokens_BT, lengths_B = map(torch.from_numpy, padded([np.array(row, np.int64) for row in rows], longest, 0))
+        hidden_BTD = self.model(tokens_BT.to(device), layout=Layout.padded(lengths_B, longest, device))
+        vector_BD = pool(hidden_BTD.float(), lengths_B.to(device), self.pooling)[:, : self.dimensions]
+        return F.normalize(vector_BD, dim=1) if self.normalize else vector_BD
+
+
+def batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
+    """Numbers of the rows of each batch, longest rows first: as many as, padded to the longest, have at most `tokens`
+    tokens, and at least one."""
+    order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
+    while order:
+        size = max(1, tokens // lengths[order[0]])
+        yield order[:size]
+        order = order[size:]
+
+
+def default_pooling(trained: Trained) -> Pooling:
+    """What the folder asks for, what the objective trained, or what suits the family."""
+    if trained.pooling:
+        return trained.pooling
+    if isinstance(trained.objective, Contrastive):
+        return trained.objective.pooling
+    return "last" if trained.config.family == "gpt" else "mean"
+
+
+def frame(trained: Trained) -> tuple[list[int], list[int]]:
+    """Special tokens before and after a text: those around the rows of the objective, or of a Hugging Face tokenizer."""
+    if trained.recipe is None:
+        return trained.tokenizer.frame
+    if isinstance(trained.objective, MaskedLM | Contrastive):
+        begin, end = trained.tokenizer.ids_of(["[CLS]", "[SEP]"])
+        return [begin], [end]
+    return [], []
