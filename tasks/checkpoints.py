@@ -9,10 +9,10 @@ from pydantic import TypeAdapter
 from config import CheckpointError, ConfigError, RunConfig, TransformerConfig, load_recipe
 from config.objective_schema import OBJECTIVES, Contrastive, ObjectiveConfig
 from data.tokenizer import Tokenizer
-from engine.checkpoint import committed, damage
+from engine.checkpoint import find_checkpoint
 from engine.objective import TEMPERATURE
 from engine.state import read_weights
-from model import Model, build, init_weights, load_hf
+from model import Model, build, init_weights, load_hf, set_task_head
 from tasks.sentence_layout import Pooling, read_json, read_max_tokens, read_pooling
 
 
@@ -34,7 +34,8 @@ class Trained:
 
 
 def load_model(path: Path, device: torch.device) -> Trained:
-    """The model on `device` with its tokenizer: of a checkpoint, of a run's newest one, or of a Hugging Face folder.
+    """The model on `device` with its tokenizer: of a checkpoint, of a run's best or newest one, or of a
+    Hugging Face folder.
 
     Raises CheckpointError if there is none or it is damaged, ConfigError if its architecture is not one of ours.
     """
@@ -44,33 +45,14 @@ def load_model(path: Path, device: torch.device) -> Trained:
     recipe = load_recipe(str(checkpoint / "recipe.yaml"))
     with torch.device(device):
         model = build(recipe.model)
+        set_task_head(model, recipe.objective)
     weights = read_weights(checkpoint)
     weights.pop(TEMPERATURE, None)
-    if recipe.model.tied_embeddings:
+    if recipe.model.tied_embeddings and "lm_head.weight" in model.state_dict():
         weights["lm_head.weight"] = weights["embed_tokens.weight"]
     model.load_state_dict(weights)
     tokenizer = Tokenizer.load(checkpoint / "tokenizer.json")
     return Trained(model.eval(), tokenizer, recipe.model, recipe.objective, recipe)
-
-
-def find_checkpoint(path: Path) -> Path:
-    """`path` itself if it is a checkpoint, else the newest intact one of the run in that folder.
-
-    Raises CheckpointError if there is none, or if the checkpoint named is damaged.
-    """
-    if not path.is_dir():
-        raise CheckpointError(f"{path}: no such folder; a model is a local folder, so download one of a hub first")
-    if (path / "manifest.json").is_file():
-        if problem := damage(path):
-            raise CheckpointError(f"{path} is damaged: {problem}")
-        return path
-    for name in reversed(committed(path / "checkpoints")):
-        if not damage(path / "checkpoints" / name):
-            return path / "checkpoints" / name
-    raise CheckpointError(
-        f"{path}: no intact checkpoint here; give a run's folder, one of its checkpoints, or a Hugging Face folder "
-        "(config.json, model.safetensors, tokenizer.json)"
-    )
 
 
 def check_family(trained: Trained, task: str, families: tuple[str, ...]) -> None:

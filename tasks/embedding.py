@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from config import ConfigError
-from config.objective_schema import Contrastive, MaskedLM
+from config.objective_schema import Contrastive
 from data.passages import padded
 from engine.objective import pool
 from model import Layout
@@ -120,7 +120,7 @@ def frame(trained: Trained) -> tuple[list[int], list[int]]:
     """Special tokens before and after a text: those around the rows of the objective, or of a Hugging Face tokenizer."""
     if trained.recipe is None:
         return trained.tokenizer.frame
-    if isinstance(trained.objective, MaskedLM | Contrastive):
+    if trained.config.family == "bert" or isinstance(trained.objective, Contrastive):
         begin, end = trained.tokenizer.ids_of(["[CLS]", "[SEP]"])
         return [begin], [end]
     return [], []
