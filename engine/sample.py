@@ -45,8 +45,8 @@ def sample_text(engine: Engine, tokenizer: Tokenizer, step: int) -> str:
 
 def write(model: Any, prompt: Prompt, device: torch.device, **options: Any) -> Generation:
     """`generate` for one prompt."""
-    source = None if prompt.source is None else torch.tensor([prompt.source], device=device)
-    return generate(model, torch.tensor([prompt.tokens], device=device), source_BS=source, **options)
+    sources = None if prompt.source is None else [prompt.source]
+    return generate(model, [prompt.tokens], sources=sources, **options)
 
 
 def fill_masks(model: Any, prompt: Prompt, tokenizer: Tokenizer, device: torch.device) -> str:

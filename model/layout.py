@@ -27,7 +27,8 @@ class Layout:
     document_ids_BT: Tensor
     """Number of each token's document, int32."""
     mask_B1TS: Tensor | None = None
-    """True where a query (third axis) may see a key (last axis); set once per forward pass, see Kernel.prepare."""
+    """True where a query (third axis) may see a key (last axis); set once per forward pass, see Kernel.prepare, or for
+    cached rows of several lengths (`newest`)."""
     block_mask: Any = None
     """The same as flex attention wants it."""
 
@@ -66,6 +67,19 @@ class Layout:
         boundaries = torch.stack([starts, starts + lengths], dim=1).flatten()
         total = torch.tensor([len(lengths) * length])
         return cls.from_cu_seqlens(torch.cat([boundaries, total]), len(lengths), length, device)
+
+    @classmethod
+    def padded_left(cls, lengths_B: Sequence[int], length: int, device: Any = None) -> "Layout":
+        """Layout of rows of one text each that end with the row: the padding before is a document of its own."""
+        bounds = [row * length + at for row, tokens in enumerate(lengths_B) for at in (0, length - tokens)]
+        return cls.from_cu_seqlens([*bounds, len(lengths_B) * length], len(lengths_B), length, device)
+
+    @classmethod
+    def newest(cls, positions_B1: Tensor, seen_BS: Tensor) -> "Layout":
+        """Layout of one token a row at these positions of its text; of S cached keys and its own it sees those marked."""
+        rows = len(positions_B1)
+        bounds = torch.arange(rows + 1, dtype=torch.int32, device=positions_B1.device)
+        return cls(bounds, 1, positions_B1, bounds[:-1, None], mask_B1TS=seen_BS[:, None, None])
 
     @classmethod
     def whole_rows(cls, rows: int, length: int, device: Any = None) -> "Layout":

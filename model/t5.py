@@ -39,7 +39,7 @@ class T5(nn.Module):
 
     def forward(
         self,
-        source_BS: Tensor,
+        source_BS: Tensor | None,
         tokens_BT: Tensor,
         labels_BT: Tensor | None = None,
         source_layout: Layout | None = None,
@@ -50,10 +50,9 @@ class T5(nn.Module):
 
         `tokens_BT` are what the decoder reads: the target shifted right after a start token. Layouts are of padded rows
         (`Layout.padded`): padding of the source is not seen. With a `cache`, the tokens continue the cached ones, and
-        the source is encoded by the first call only.
+        only the first call has a source.
         """
-        start = cache.length if cache else 0
-        source_BSD = None if start else self.encode(source_BS, source_layout)
+        source_BSD = None if source_BS is None else self.encode(source_BS, source_layout)
         x_BTD = self.embed_dropout(self.embed_tokens(tokens_BT))
         if source_layout is not None:
             source_layout = self.kernel.prepare(attention_spec(self.config, causal=False), x_BTD, None, source_layout)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from model.kernels.backend import Connection
+from model.kernels.sdpa import attend_sdpa
 from model.kernels.varlen import segments
 from model.layout import Layout
 from model.spec import AttentionSpec
@@ -39,6 +40,8 @@ def connect_flash(package: str) -> Connection:
         keys: Layout | None = None,
     ) -> Tensor:
         assert bias_HTS is None
+        if layout is not None and layout.mask_B1TS is not None:  # newest tokens of rows of several lengths
+            return attend_sdpa(q_BTHE, k_BSKE, v_BSKE, spec=spec, layout=layout, dropout=0.0)
         left, right = spec.reach(k_BSKE.shape[1])
         asked: dict[str, Any] = {
             "window_size": None if left is None else (left, right),

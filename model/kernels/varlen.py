@@ -40,6 +40,8 @@ def connect_varlen() -> Connection:
     ) -> Tensor:
         assert bias_HTS is None and spec.softcap is None and not dropout
         left, right = spec.reach(k_BSKE.shape[1])
+        if layout is not None and layout.mask_B1TS is not None:  # newest tokens of rows of several lengths
+            return attend_sdpa(q_BTHE, k_BSKE, v_BSKE, spec=spec, layout=layout, dropout=0.0)
         if layout is None and keys is None and (left is None or q_BTHE.shape[1] != k_BSKE.shape[1]):
             return attend_sdpa(q_BTHE, k_BSKE, v_BSKE, spec=spec, layout=None, dropout=0.0)
         options: dict[str, Any] = {"enable_gqa": True} if takes_groups else {}

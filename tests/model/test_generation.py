@@ -1,13 +1,14 @@
 """Generation: cached equals uncached, sampling equals transformers', and why a continuation ends."""
 
+import numpy as np
 import pytest
 import torch
-from transformers import TopKLogitsWarper, TopPLogitsWarper
+from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 import model
 from config import ConfigError
 from model.cache import KVCache
-from model.generation import keep_likely, next_tokens
+from model.sampling import Sampler, Sampling, sequence_key, uniform
 from tests.model.tiny import assert_close, random_tokens, tiny_config, tiny_model, tiny_t5
 
 
@@ -37,21 +38,26 @@ def test_greedy_equals_a_loop_without_cache():
     assert generation.reasons == ["length", "length"]
 
 
-@pytest.mark.parametrize("top_k", [None, 1, 5, 200])
+@pytest.mark.parametrize("top_k", [None, 1, 5, 700])
 @pytest.mark.parametrize("top_p", [None, 0.1, 0.8, 1.0])
-def test_kept_logits_equal_theirs(top_k, top_p):
-    logits = torch.randn(6, 50, generator=torch.Generator().manual_seed(0)) * 2
+@pytest.mark.parametrize("min_p", [None, 0.05])
+def test_kept_logits_equal_theirs(top_k, top_p, min_p):
+    logits = torch.randn(6, 600, generator=torch.Generator().manual_seed(0)) * 2
     expected = logits
     if top_k:
         expected = TopKLogitsWarper(top_k)(None, expected)
     if top_p:
         expected = TopPLogitsWarper(top_p)(None, expected)
-    assert torch.equal(keep_likely(logits, top_k, top_p), expected)
+    if min_p:
+        expected = MinPLogitsWarper(min_p)(None, expected)
+    settings = Sampling(top_k=top_k, top_p=top_p, min_p=min_p)
+    assert torch.equal(Sampler([settings] * 6).keep(logits), expected)
 
 
 def test_draws_follow_the_softmax():
     logits = torch.tensor([[0.0, 1.0, 2.0]]).expand(20000, 3)
-    drawn = next_tokens(logits, 0.5, None, None, torch.Generator().manual_seed(0))
+    keys = np.array([sequence_key(0, row) for row in range(20000)], np.uint64)
+    drawn = Sampler([Sampling(temperature=0.5)] * 20000).choose(logits, uniform(keys, np.zeros(20000, np.uint64)))
     shares = torch.bincount(drawn, minlength=3) / 20000
     assert_close(shares, torch.softmax(torch.tensor([0.0, 2.0, 4.0]), 0), "shares", tolerance=0.01)
 
@@ -95,14 +101,14 @@ def test_an_encoder_decoder_stops_where_its_positions_end():
     config = tiny_t5(max_positions=10)
     t5, start = tiny_model(config), torch.zeros(1, 1, dtype=torch.int64)
     source = random_tokens(config, rows=1, length=10)
-    generation = model.generate(t5, start, source_BS=source, max_new_tokens=50, temperature=0)
+    generation = model.generate(t5, start, sources=source, max_new_tokens=50, temperature=0)
     assert generation.reasons == ["context"] and len(generation.new_tokens[0]) == 10
     stop = generation.new_tokens[0][3]
-    stopped = model.generate(t5, start, source_BS=source, max_new_tokens=50, temperature=0, stop_ids=(stop,))
+    stopped = model.generate(t5, start, sources=source, max_new_tokens=50, temperature=0, stop_ids=(stop,))
     first = generation.new_tokens[0].index(stop)
     assert stopped.reasons == ["stop"] and stopped.new_tokens[0] == generation.new_tokens[0][:first]
     with pytest.raises(ConfigError, match="the source has 11 tokens, more than the model's max_positions 10"):
-        model.generate(t5, start, source_BS=random_tokens(config, rows=1, length=11), max_new_tokens=1)
+        model.generate(t5, start, sources=random_tokens(config, rows=1, length=11), max_new_tokens=1)
 
 
 @pytest.mark.parametrize(

@@ -81,9 +81,8 @@ def test_greedy_generation_equals_theirs(pair, padded):
     )
     generation = model.generate(
         ours,
-        torch.zeros(3, 1, dtype=torch.long),
-        source_BS=source,
-        source_layout=Layout.padded(LENGTHS, 20) if padded else None,
+        [[0]] * 3,
+        sources=[row[:length] for row, length in zip(source.tolist(), LENGTHS if padded else [20] * 3, strict=True)],
         max_new_tokens=20,
         temperature=0,
     )

@@ -94,12 +94,11 @@ def test_logits_with_cache_equal_logits_without(padded):
     t5 = tiny_model(config)
     source, tokens, _ = random_pair(config)
     layout = Layout.padded(LENGTHS, 20) if padded else None
-    cache = KVCache(config.decoder_layers, capacity=12, source_length=20)
+    cache = KVCache(config.decoder_layers, capacity=12, source=True)
     with torch.no_grad():
         expected = t5.logits(t5(source, tokens, source_layout=layout))
         steps = [t5(source, tokens[:, :4], source_layout=layout, cache=cache)]
-        unread = torch.zeros_like(source)
-        steps += [t5(unread, tokens[:, i : i + 1], source_layout=layout, cache=cache) for i in range(4, 12)]
+        steps += [t5(None, tokens[:, i : i + 1], source_layout=layout, cache=cache) for i in range(4, 12)]
         assert_close(t5.logits(torch.cat(steps, dim=1)), expected, "logits")
 
 
