@@ -78,6 +78,7 @@ class Decoder:
         self.sequences: list[_Sequence] = []
         self.waiting: deque[tuple[Request, list[int]]] = deque()
         self._added = 0
+        self._counts_B = np.zeros(0, np.uint64)
         self._chosen_B: Tensor | None = None
         self._seen_BV: Tensor | None = None
         self._describe()
@@ -218,9 +219,8 @@ class Decoder:
 
     def _describe(self) -> None:
         """What stays as long as the rows do."""
-        new = len(self.sequences) - len(getattr(self, "_counts_B", ()))
-        counts_B = self._counts_B if hasattr(self, "_counts_B") else np.zeros(0, np.uint64)
-        self._counts_B = np.concatenate([counts_B, np.zeros(new, np.uint64)])
+        new = len(self.sequences) - len(self._counts_B)
+        self._counts_B = np.concatenate([self._counts_B, np.zeros(new, np.uint64)])
         self._keys_B = np.array([sequence.key for sequence in self.sequences], np.uint64)
         self.sampler = Sampler([sequence.request.sampling for sequence in self.sequences], self.rows.device)
 
