@@ -26,6 +26,8 @@ class Document:
 
     text: str
     problem: str = ""
+    id: str = ""
+    """Content of the id field, if one was asked for."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class ReadOptions:
     text_field: str = "text"
     txt_documents: TxtDocuments = "file"
     skip_bad_lines: bool = False
+    id_field: str = ""
+    """Field or column that names each document, a text or a whole number; none by default."""
 
 
 def read(unit: Unit, options: ReadOptions, advance: Advance = lambda size: None) -> Iterator[Document]:
@@ -91,7 +95,8 @@ def read_jsonl(unit: Unit, options: ReadOptions, advance: Advance) -> Iterator[D
         if not line.strip():
             continue
         try:
-            yield Document(_text_of(_parsed(line), options.text_field))
+            record = _parsed(line)
+            yield Document(_text_of(record, options.text_field), id=_id_of(record, options.id_field))
         except ValueError as error:
             if options.skip_bad_lines:
                 yield Document("", "malformed line")
@@ -111,16 +116,19 @@ def read_parquet(unit: Unit, options: ReadOptions, advance: Advance) -> Iterator
         for group in range(unit.start, unit.stop):
             rows = file.metadata.row_group(group).num_rows
             share = unit.size / (unit.stop - unit.start) / max(1, rows)
-            batches = file.iter_batches(batch_size=256, row_groups=[group], columns=[options.text_field])
+            columns = [options.text_field, *([options.id_field] if options.id_field else [])]
+            batches = file.iter_batches(batch_size=256, row_groups=[group], columns=columns)
             while True:
                 try:
-                    texts = next(batches).column(0).to_pylist()
+                    batch = next(batches)
+                    texts = batch.column(options.text_field).to_pylist()
+                    ids = batch.column(columns[-1]).to_pylist() if options.id_field else [""] * len(texts)
                 except StopIteration:
                     break
                 except (pyarrow.ArrowException, OSError) as error:
                     raise DataError(f"{path}: row group {group} is damaged ({error}); copy the file again") from error
-                for text in texts:
-                    yield Document(text) if text is not None else Document("", "no text")
+                for text, number in zip(texts, ids, strict=True):
+                    yield Document(text or "", "no text" if text is None else "", str(number))
                 advance(int(share * len(texts)))
 
 
@@ -197,6 +205,17 @@ def _text_of(record: Any, field: str) -> str:
     if not isinstance(text, str):
         raise ValueError(f"field {field!r} is {type(text).__name__}, not text")
     return text
+
+
+def _id_of(record: dict, field: str) -> str:
+    """The id of a JSON record, "" if no field is asked for. Raises ValueError if it has none."""
+    if not field:
+        return ""
+    if not isinstance(record.get(field), str | int):
+        raise ValueError(
+            f"field {field!r} is {record.get(field)!r}, not an id (text or a whole number): see --id-field"
+        )
+    return str(record[field])
 
 
 def _lines(unit: Unit, advance: Advance) -> Iterator[tuple[int, bytes]]:

@@ -20,16 +20,16 @@ def in_bytes(count: float) -> str:
 
 
 class Progress:
-    """Shows bytes done, MB/s and the time left on stderr. `total` 0 means unknown."""
+    """Shows bytes or other units done, MB/s and the time left on stderr. `total` 0 means unknown."""
 
-    def __init__(self, label: str, total: int, done: int = 0) -> None:
-        self.label, self.total, self.done = label, total, done
+    def __init__(self, label: str, total: int, done: int = 0, unit: str = "B") -> None:
+        self.label, self.total, self.done, self.unit = label, total, done, unit
         self._start, self._start_done = time.monotonic(), done
         self._next_line = self._start + LINE_SECONDS
-        self._bar = _bar(label, total, done) if sys.stderr.isatty() else None
+        self._bar = _bar(label, total, done, unit) if sys.stderr.isatty() else None
 
     def show(self, done: int) -> None:
-        """Say that `done` bytes are done in all."""
+        """Say that `done` units are done in all."""
         step, self.done = done - self.done, done
         if self._bar is not None:
             self._bar.update(step)
@@ -40,9 +40,13 @@ class Progress:
     def _line(self) -> str:
         speed = (self.done - self._start_done) / (time.monotonic() - self._start)
         if not self.total:
-            return f"{self.label}: {in_bytes(self.done)}, {in_bytes(speed)}/s"
+            return f"{self.label}: {self._amount(self.done)}, {self._amount(speed)}/s"
         left = tqdm.format_interval((self.total - self.done) / speed) if speed else "?"
-        return f"{self.label}: {self.done / self.total:.0%} of {in_bytes(self.total)}, {in_bytes(speed)}/s, {left} left"
+        share = f"{self.done / self.total:.0%} of {self._amount(self.total)}"
+        return f"{self.label}: {share}, {self._amount(speed)}/s, {left} left"
+
+    def _amount(self, count: float) -> str:
+        return in_bytes(count) if self.unit == "B" else f"{count:,.0f} {self.unit}"
 
     def __enter__(self) -> "Progress":
         return self
@@ -54,13 +58,13 @@ class Progress:
             self._bar.close()
 
 
-def _bar(label: str, total: int, done: int) -> tqdm:
+def _bar(label: str, total: int, done: int, unit: str) -> tqdm:
     columns, rows = shutil.get_terminal_size()  # 80 x 24 where the terminal says 0 x 0, at which tqdm shows nothing
     return tqdm(
         total=total or None,
         initial=done,
         desc=label,
-        unit="B",
+        unit=unit if unit == "B" else f" {unit}",
         unit_scale=True,
         leave=False,
         smoothing=0.05,

@@ -125,7 +125,7 @@ def locked(out: Path) -> Iterator[None]:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise DataError(f"--out {out}: another prepare is writing there; wait for it or stop it") from error
+                raise DataError(f"--out {out}: another process is writing there; wait for it or stop it") from error
         yield
     finally:
         os.close(descriptor)

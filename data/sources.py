@@ -199,9 +199,10 @@ def _row_groups(file: _File, options: ReadOptions, unit_bytes: int) -> Iterator[
             metadata, columns = content.metadata, content.schema_arrow
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise DataError(f"{file.path}: not a whole Parquet file ({error})") from error
-    if options.text_field not in columns.names:
-        names = ", ".join(map(repr, columns.names))
-        raise DataError(f"{file.path}: no column {options.text_field!r}; there are {names}: choose with --text-field")
+    for option, wanted in (("--text-field", options.text_field), ("--id-field", options.id_field)):
+        if wanted and wanted not in columns.names:
+            names = ", ".join(map(repr, columns.names))
+            raise DataError(f"{file.path}: no column {wanted!r}; there are {names}: choose with {option}")
     kind = columns.field(options.text_field).type
     if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
         raise DataError(f"{file.path}: column {options.text_field!r} is {kind}, not text: choose with --text-field")

@@ -1,12 +1,13 @@
 """`python -m tasks COMMAND …`"""
 
 import argparse
+import os
 import sys
 
 from config import GroundworkError
-from tasks import export, generate
+from tasks import embed, export, generate, neighbours
 
-COMMANDS = {"generate": generate, "export": export}
+COMMANDS = {"embed": embed, "export": export, "generate": generate, "neighbours": neighbours}
 
 
 def main(arguments: list[str]) -> int:
@@ -18,7 +19,8 @@ def main(arguments: list[str]) -> int:
     try:
         return COMMANDS[options.command].run(options)
     except GroundworkError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if not getattr(error, "everywhere", False) or os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -343,7 +343,7 @@ def test_two_preparations_do_not_write_into_one_folder(corpus, tmp_path):
         [sys.executable, "-c", holder, tmp_path / "out"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert process.stdout.readline() == b"held\n"
-    with pytest.raises(DataError, match="another prepare is writing there"):
+    with pytest.raises(DataError, match="another process is writing there"):
         run(corpus, out=tmp_path / "out")
     process.communicate()
     run(corpus, out=tmp_path / "out")
