@@ -46,23 +46,30 @@ def main(arguments: list[str]) -> int:
 def open_data(config: RunConfig) -> "tuple[Stream, Tokenizer]":
     """The training data as this rank reads it. Raises DataError, or ConfigError if the model's vocabulary is too small."""
     from data.examples import examples_tokenizer, open_example_stream
+    from data.pair_examples import open_pair_stream, pairs_tokenizer
     from data.source import check_vocabulary
     from data.specials import training_tokenizer
     from data.stream import open_stream
 
     examples, vocab_size = config.data.examples, config.model.vocab_size
-    tokenizer = examples_tokenizer(config) if examples else training_tokenizer(config.data, config.objective)
+    labelled = config.data.examples or config.data.pairs
+    if config.data.pairs:
+        tokenizer = pairs_tokenizer(config)
+    else:
+        tokenizer = examples_tokenizer(config) if examples else training_tokenizer(config.data, config.objective)
     if tokenizer.vocab_size > vocab_size:
-        source = (examples.tokenizer or config.run.start_from) if examples else config.data.datasets[0].path
+        source = (labelled.tokenizer or config.run.start_from) if labelled else config.data.datasets[0].path
         raise ConfigError(
             f"model.vocab_size {vocab_size:,} is smaller than the {tokenizer.vocab_size:,} tokens of {source} and objective "
             f"{config.objective.name}: set it to at least that many, best to a multiple of 64"
         )
-    if config.run.start_from and not examples:
+    if config.run.start_from and not labelled:
         check_vocabulary(tokenizer, config.run.start_from)
     rank, size = data_rank_and_size(config.engine, *rank_and_size(os.environ))
     if examples:
         return open_example_stream(config, tokenizer, rank=rank, world_size=size), tokenizer
+    if config.data.pairs:
+        return open_pair_stream(config, tokenizer, rank=rank, world_size=size), tokenizer
     stream = open_stream(
         config.data,
         config.batch,

@@ -8,7 +8,8 @@ from functools import cached_property
 
 from config.bert_schema import BertConfig
 from config.block_memory import FP32, Arithmetic, BlockMemory, Stack
-from config.objective_schema import Contrastive, MaskedLM, row_shape
+from config.contrastive_schema import Similarity
+from config.objective_schema import MaskedLM, row_shape
 from config.schema import RunConfig
 from config.supervised_schema import Labelled, Regression
 from config.t5_schema import T5Config
@@ -61,7 +62,7 @@ class Activations:
         tokens = self._tokens(shape.decoder or shape.length)
         if isinstance(self.config.objective, MaskedLM):
             return round(self.config.objective.mask_rate * tokens)
-        return 0 if isinstance(self.config.objective, Contrastive | Labelled | Regression) else tokens
+        return 0 if isinstance(self.config.objective, Similarity | Labelled | Regression) else tokens
 
     def head_kept(self) -> int:
         """The head's gradients, which it computes in the forward pass (model/head.py): of its weights in fp32, and of its

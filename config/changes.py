@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from config.contrastive_schema import micro_batch_matters
 from config.schema import RunConfig
 
 Kind = Literal["harmless", "needs_consent", "refused"]
@@ -67,7 +68,7 @@ def compare(old: RunConfig, new: RunConfig) -> list[Difference]:
 def _judge(setting: str, old: RunConfig, new: RunConfig) -> tuple[Kind, str]:
     if setting == "schedule.steps" and old.schedule.name == new.schedule.name and old.schedule.name in ENDLESS:
         return "harmless", "the learning rate does not depend on the length of the run"
-    if setting == "batch.micro_batch_size" and new.objective.name == "contrastive":
+    if setting == "batch.micro_batch_size" and micro_batch_matters(new.objective):
         return "needs_consent", "the rows of a micro-batch are each other's negatives"
     return next(
         ((kind, why) for start, kind, why in RULES if setting.startswith(start)), ("needs_consent", "not judged")

@@ -7,7 +7,8 @@ length, S row length of an encoder.
 from dataclasses import dataclass
 
 from config.bert_schema import BertConfig
-from config.objective_schema import Contrastive, MaskedLM, ObjectiveConfig, RowShape
+from config.contrastive_schema import Similarity
+from config.objective_schema import MaskedLM, ObjectiveConfig, RowShape
 from config.supervised_schema import HEADED, Labelled, Regression, TokenClassification
 from config.t5_schema import T5Config
 from config.transformer_schema import TransformerConfig
@@ -87,7 +88,7 @@ def sample_flops(model: TransformerConfig, objective: ObjectiveConfig, shape: Ro
     predicted = target or source
     if isinstance(objective, MaskedLM):
         predicted = round(objective.mask_rate * shape.text)
-    if isinstance(objective, Contrastive | Labelled | Regression):
+    if isinstance(objective, Similarity | Labelled | Regression):
         predicted = 0  # or a few labels, next to nothing
     return shape.rows * blocks + head_flops(model, predicted)
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from config.batch_ramp import rows_after
+from config.contrastive_schema import Similarity
 from config.count import ParameterCounts, count_parameters, sample_flops
 from config.errors import ConfigError
 from config.objective_schema import row_shape
@@ -48,6 +49,8 @@ def derive(config: RunConfig, world_size: int) -> Derived:
     for setting, size in {**sizes, "batch.global_batch_size": rows}.items():
         if size % (micro * readers):
             raise ConfigError(_indivisible(setting, size, micro, readers, world_size // readers))
+    if isinstance(config.objective, Similarity):
+        _check_negatives(config.objective, micro * readers, min([rows, *sizes.values()]))
     accumulation = rows // (micro * readers)
     return Derived(
         world_size=world_size,
@@ -63,6 +66,18 @@ def derive(config: RunConfig, world_size: int) -> Derived:
         f"× {length:,} tokens = {rows * length:,} tokens a step"
         + "".join(f"; {p.global_batch_size:,} rows up to token {p.until_tokens:,}" for p in batch.ramp),
     )
+
+
+def _check_negatives(objective: Similarity, micro_rows: int, global_rows: int) -> None:
+    """Raises ConfigError if an anchor of some step has nothing to be told from."""
+    if (micro_rows if objective.negatives_from == "micro_batch" else global_rows) > 1:
+        return
+    if not getattr(objective, "hard_negatives", 0):
+        raise ConfigError(
+            f"one row in a {objective.negatives_from} of all ranks leaves its anchor no negative: "
+            "raise batch.micro_batch_size, or set objective.negatives_from to global_batch and every "
+            "global_batch_size to 2 or more"
+        )
 
 
 def ranks_in_words(world_size: int) -> str:

@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from config.objective_schema import OBJECTIVES, CausalLM, Contrastive, MaskedLM, row_shape
+from config.contrastive_schema import ContrastivePairs, PairsSection, Similarity
+from config.objective_schema import OBJECTIVES, CausalLM, MaskedLM, row_shape
 from config.supervised_schema import Instruction, Regression, Supervised
 
 if TYPE_CHECKING:
@@ -41,11 +42,8 @@ def check_objective(config: "RunConfig") -> None:
             f"{' or '.join(OBJECTIVES[family])}, or give a model of family "
             f"{' or '.join(name for name, names in OBJECTIVES.items() if objective.name in names)}"
         )
-    if isinstance(objective, Contrastive) and objective.pooling == "cls" and family == "gpt":
-        raise ValueError(
-            "objective.pooling cls is the first token's state, which under model.family gpt has seen nothing else: "
-            "set it to last or mean"
-        )
+    if isinstance(objective, Similarity):
+        _check_vectors(config, objective)
     pairs = objective.pairs if isinstance(objective, MaskedLM) else "none"
     if getattr(config.model, "pooler", False) != (pairs != "none"):
         raise ValueError(
@@ -53,17 +51,49 @@ def check_objective(config: "RunConfig") -> None:
             "pairs alone, and they are told from what it makes; leave model.pooler out"
         )
     _check_rows(config, pairs)
+    _check_source(config)
     _check_examples(config)
 
 
-def _check_examples(config: "RunConfig") -> None:
-    """Labelled examples for the objectives that learn from them, prepared corpora for the others."""
-    objective, data, supervised = config.objective, config.data, isinstance(config.objective, Supervised)
-    wanted, other = ("examples", "datasets") if supervised else ("datasets", "examples")
-    if getattr(data, other) or not getattr(data, wanted):
+def _check_vectors(config: "RunConfig", objective: Similarity) -> None:
+    if objective.pooling == "cls" and config.model.family == "gpt":
         raise ValueError(
-            f"data.{wanted} is what objective.name {objective.name} learns from: give it, and leave data.{other} out"
+            "objective.pooling cls is the first token's state, which under model.family gpt has seen nothing else: "
+            "set it to last or mean"
         )
+    if objective.dimensions and max(objective.dimensions) > config.model.hidden_size:
+        raise ValueError(
+            f"objective.dimensions has {max(objective.dimensions)}, but vectors are model.hidden_size "
+            f"{config.model.hidden_size} wide: name smaller ones"
+        )
+
+
+def _check_pairs(config: "RunConfig", pairs: PairsSection) -> None:
+    if not (pairs.tokenizer or config.run.start_from):
+        raise ValueError(
+            "data.pairs.tokenizer is needed: name a tokenizer.json, or a model in run.start_from that brings its own"
+        )
+    if config.validation.every_steps and not pairs.valid:
+        raise ValueError("data.pairs.valid is needed to validate: give a file, or set validation.every_steps to 0")
+
+
+def _check_source(config: "RunConfig") -> None:
+    """Labelled examples or pairs for the objectives that learn from them, prepared corpora for the others."""
+    objective, data = config.objective, config.data
+    wanted = "pairs" if isinstance(objective, ContrastivePairs) else "datasets"
+    wanted = "examples" if isinstance(objective, Supervised) else wanted
+    others = [name for name in ("datasets", "examples", "pairs") if name != wanted and getattr(data, name)]
+    if others or not getattr(data, wanted):
+        raise ValueError(
+            f"data.{wanted} is what objective.name {objective.name} learns from: give it, and leave data."
+            f"{others[0] if others else 'examples' if wanted == 'datasets' else 'datasets'} out"
+        )
+    if data.pairs:
+        _check_pairs(config, data.pairs)
+
+
+def _check_examples(config: "RunConfig") -> None:
+    objective, data = config.objective, config.data
     if data.examples is None:
         if config.validation.metric != "loss":
             raise ValueError(

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from config.section import Fraction, Section
+from config.contrastive_schema import Contrastive, ContrastivePairs
+from config.section import Fraction, Section, Share
 from config.supervised_schema import (
     Classification,
     Instruction,
@@ -19,8 +20,6 @@ from config.supervised_schema import (
 
 SENTINELS = 100
 """Names `<extra_id_0>` … `<extra_id_99>` (T5's vocabulary), so at most as many spans in a row."""
-
-Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class CausalLM(Section):
@@ -85,36 +84,13 @@ class PrefixLM(Section):
     """Objective."""
 
 
-class Contrastive(Section):
-    """Two random crops of one document get similar vectors, crops of other documents different ones (Contriever,
-    arXiv:2112.09118): InfoNCE over all rows of a micro-batch on all ranks."""
-
-    name: Literal["contrastive"] = "contrastive"
-    """Objective."""
-    pooling: Literal["cls", "mean", "last"] = "mean"
-    """Vector of a row: the hidden state of its first or its last token, or the mean over its tokens."""
-    temperature: Annotated[float, Field(ge=0.01)] = 0.05
-    """Divides the cosine similarities; where the learnable temperature starts."""
-    learnable_temperature: bool = False
-    """Train the temperature, as a logarithm and never below 0.01 (CLIP, arXiv:2103.00020)."""
-    min_crop: Share = 0.1
-    """Shortest crop, as a share of its document, or of the part of a long document that is read at a time."""
-    max_crop: Share = 0.5
-    """Longest crop, likewise. A row holds it: data.row_length - 2 tokens are read of it at most."""
-
-    @model_validator(mode="after")
-    def _check_crops(self) -> "Contrastive":
-        if self.min_crop > self.max_crop:
-            raise ValueError(f"min_crop {self.min_crop:g} is more than max_crop {self.max_crop:g}: lower min_crop")
-        return self
-
-
 ObjectiveConfig = Annotated[
     CausalLM
     | MaskedLM
     | SpanCorruption
     | PrefixLM
     | Contrastive
+    | ContrastivePairs
     | Classification
     | Regression
     | TokenClassification
@@ -125,8 +101,24 @@ ObjectiveConfig = Annotated[
 ]
 
 OBJECTIVES = {
-    "gpt": ("causal_lm", "contrastive", "classification", "regression", "token_classification", "instruction"),
-    "bert": ("masked_lm", "contrastive", "classification", "regression", "token_classification", "relation"),
+    "gpt": (
+        "causal_lm",
+        "contrastive",
+        "contrastive_pairs",
+        "classification",
+        "regression",
+        "token_classification",
+        "instruction",
+    ),
+    "bert": (
+        "masked_lm",
+        "contrastive",
+        "contrastive_pairs",
+        "classification",
+        "regression",
+        "token_classification",
+        "relation",
+    ),
     "t5": ("span_corruption", "prefix_lm", "seq2seq"),
 }
 """What each family can learn; the first is its default."""
@@ -140,7 +132,8 @@ class RowShape:
     """What one sample of an objective is made of, in tokens."""
 
     text: int
-    """Tokens of text that it takes from the corpus."""
+    """Tokens of text that it takes from the corpus; of labelled texts, which differ in length, as many as there is room
+    for."""
     length: int
     """Length of the rows that the model (an encoder, if it has one) reads."""
     decoder: int = 0
@@ -169,6 +162,9 @@ def row_shape(objective: ObjectiveConfig, row_length: int) -> RowShape:
         shape = RowShape(row_length - 2 - pairs, row_length, padded=pairs)
     elif isinstance(objective, Contrastive):
         shape = RowShape(int((row_length - 2) / objective.max_crop), row_length, rows=2, padded=True)
+    elif isinstance(objective, ContrastivePairs):
+        rows = 2 + objective.hard_negatives
+        shape = RowShape(rows * (row_length - 2), row_length, rows=rows, padded=True)
     else:
         shape = _corrupted(objective, row_length)
     if shape.text < 2:

@@ -2,8 +2,9 @@
 
 from typing import TYPE_CHECKING
 
+from config.contrastive_schema import Similarity
 from config.errors import ConfigError
-from config.objective_schema import Contrastive, MaskedLM
+from config.objective_schema import MaskedLM
 
 if TYPE_CHECKING:
     from config.schema import EngineSection, RunConfig
@@ -55,8 +56,12 @@ def _check_sequence_parallel(config: "RunConfig", size: int) -> None:
             f"{asked} does not work with model.family t5, whose relative bias and cross-attention need whole rows on "
             "each rank: set it to 1"
         )
-    if isinstance(objective, Contrastive) or (isinstance(objective, MaskedLM) and objective.pairs != "none"):
-        what = f"objective.pairs {objective.pairs}" if isinstance(objective, MaskedLM) else "objective.name contrastive"
+    if isinstance(objective, Similarity) or (isinstance(objective, MaskedLM) and objective.pairs != "none"):
+        what = (
+            f"objective.pairs {objective.pairs}"
+            if isinstance(objective, MaskedLM)
+            else f"objective.name {objective.name}"
+        )
         raise ValueError(f"{asked} does not work with {what}, which reads one vector of a whole row: set it to 1")
     if model.num_heads % size:
         raise ValueError(f"{asked} does not divide model.num_heads {model.num_heads}: each rank attends with its heads")
@@ -70,9 +75,9 @@ def _check_tensor_parallel(config: "RunConfig", size: int) -> None:
         raise ValueError(
             f"{asked} does not work with model.family t5, whose relative bias belongs to all heads at once: set it to 1"
         )
-    if isinstance(config.objective, Contrastive):
+    if isinstance(config.objective, Similarity):
         raise ValueError(
-            f"{asked} does not work with objective.name contrastive, whose negatives would come twice, from each rank that "
+            f"{asked} does not work with objective.name {config.objective.name}, whose negatives would come twice, from each rank that "
             "computes the same rows: set it to 1"
         )
     if config.optimizer.name == "muon":

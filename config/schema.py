@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from config.contrastive_schema import PairsSection
 from config.model_schema import ModelConfig
 from config.monitor_schema import MonitorSection
 from config.objective_check import check_objective, fill_objective
@@ -60,10 +61,12 @@ class MixturePhase(Section):
 class DataSection(Section):
     """What the model reads."""
 
-    datasets: Annotated[tuple[DatasetSection, ...], Field(min_length=1, strict=False)] = ()
+    datasets: Annotated[tuple[DatasetSection, ...], Field(strict=False)] = ()
     """Prepared corpora to mix."""
     examples: ExamplesSection | None = None
     """Labelled examples, in place of `datasets`, for the objectives that learn from them."""
+    pairs: PairsSection | None = None
+    """Labelled pairs of texts, in place of `datasets`, for objective contrastive_pairs."""
     mixture_schedule: Annotated[tuple[MixturePhase, ...], Field(strict=False)] = ()
     """Later phases with other weights."""
     row_length: PositiveInt = 1024

@@ -15,6 +15,7 @@ NonNegativeInt = Annotated[int, Field(ge=0), BeforeValidator(_whole)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class Section(BaseModel):

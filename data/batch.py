@@ -32,7 +32,9 @@ class Batch:
     token_types_BT: NDArray[np.int64] | None = None
     """0 in the first text of a pair, 1 in the second."""
     pair_labels_B: NDArray[np.int64] | None = None
-    """Class of each pair, or IGNORE."""
+    """Class of each pair, or IGNORE. Of texts that belong together one for each anchor."""
+    text_ids_B: NDArray[np.int64] | None = None
+    """A number of each row's text: equal texts have equal ones."""
     source_BS: NDArray[np.int64] | None = None
     """What an encoder reads."""
     source_lengths_B: NDArray[np.int64] | None = None

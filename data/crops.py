@@ -1,15 +1,14 @@
 """Two random crops of one document, to be told from crops of other documents (Izacard et al. 2021, arXiv:2112.09118)."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
-from config.objective_schema import Contrastive
+from config.contrastive_schema import Contrastive
 from data.batch import Batch, Collate
 from data.draw import draw, pick
 from data.pack import Rows
-from data.passages import padded, passage_at
+from data.passages import passage_at
+from data.similar import similar_rows
 from data.specials import BERT
 from data.tokenizer import Tokenizer
 
@@ -38,20 +37,6 @@ def crop_rows(rows: Rows, objective: Contrastive, tokenizer: Tokenizer, key: int
         ]
         anchors = [crop(ids, words[2:4]) for ids, words in zip(passages, words_B, strict=True)]
         positives = [crop(ids, words[4:6]) for ids, words in zip(passages, words_B, strict=True)]
-        token_BT, lengths_B = padded([*anchors, *positives], row_length, pad_id)
-        own_B = np.arange(len(sample_B))
-        return Batch(token_BT, None, lengths_B=lengths_B, pair_labels_B=own_B, parts=("contrastive",))
+        return similar_rows([*anchors, *positives], len(sample_B), row_length, pad_id, objective.mask_duplicates)
 
     return collate
-
-
-def join_crops(batches: Sequence[Batch]) -> Batch:
-    """One batch of several: all anchors, then all positives. What ranks that see each other's rows see."""
-
-    def join(arrays: list[Ids | None]) -> Ids:
-        halves = [np.split(array, 2) for array in arrays if array is not None]
-        return np.concatenate([half for side in zip(*halves, strict=True) for half in side])
-
-    tokens_BT, lengths_B = join([batch.tokens_BT for batch in batches]), join([batch.lengths_B for batch in batches])
-    labels = [batch.pair_labels_B for batch in batches if batch.pair_labels_B is not None]
-    return Batch(tokens_BT, None, lengths_B=lengths_B, pair_labels_B=np.concatenate(labels), parts=("contrastive",))

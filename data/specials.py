@@ -1,6 +1,7 @@
 """Special tokens of the objectives. A corpus holds none of them, so that one corpus serves every model."""
 
-from config.objective_schema import SENTINELS, CausalLM, Contrastive, MaskedLM, ObjectiveConfig
+from config.contrastive_schema import Similarity
+from config.objective_schema import SENTINELS, CausalLM, MaskedLM, ObjectiveConfig
 from config.schema import DataSection
 from data.dataset import load_tokenizer
 from data.tokenizer import Tokenizer
@@ -15,7 +16,7 @@ def special_names(objective: ObjectiveConfig) -> tuple[str, ...]:
     model learns one after the other with the same tokenizer."""
     if isinstance(objective, CausalLM):
         return FIM if objective.fim_rate else ()
-    return BERT if isinstance(objective, MaskedLM | Contrastive) else T5
+    return BERT if isinstance(objective, MaskedLM | Similarity) else T5
 
 
 def training_tokenizer(data: DataSection, objective: ObjectiveConfig) -> Tokenizer:

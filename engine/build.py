@@ -15,6 +15,7 @@ from config.objective_schema import row_shape
 from config.parallel import data_rank_and_size
 from data.batch import Batch
 from data.examples import open_held_out_examples
+from data.pair_examples import open_held_out_pairs
 from data.validation import open_validation
 from engine.device import COMPUTE_DTYPE, choose_threads, device_info, hidden_gpu, peak_tflops
 from engine.dist import World, from_main, together
@@ -77,6 +78,8 @@ def open_held_out(config: RunConfig, world: World) -> list[Batch]:
     rank, size = data_rank_and_size(config.engine, world.rank, world.size)
     if config.data.examples:
         return together(lambda: open_held_out_examples(config, rank=rank, world_size=size), world)
+    if config.data.pairs:
+        return together(lambda: open_held_out_pairs(config, rank=rank, world_size=size), world)
     return together(
         lambda: open_validation(
             config.data,

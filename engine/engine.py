@@ -9,14 +9,16 @@ import torch
 from torch import nn
 from torch.profiler import record_function
 
+from config.contrastive_schema import Similarity, micro_batch_matters
 from config.errors import GroundworkError
 from config.parallel import ranks_per_row
 from config.schema import RunConfig
 from data.batch import Batch
 from engine.allocator import keep_freed_memory
 from engine.dist import World, all_sum
+from engine.grad_cache import cached_objectives
 from engine.muon import Muon
-from engine.objective import choose_objective, count_targets
+from engine.objective import Objective, choose_objective, count_targets
 from engine.optimizer import build_optimizer, locate_matrices
 from engine.ownership import ownership
 from engine.schedule import lr_factor
@@ -98,13 +100,14 @@ class Engine:
         loss or the gradient norm is not finite.
         """
         ds = self.deepspeed
-        seed_everything(self.config.run.seed, index, self.world.rank // self.copies)
+        self.reseed(index)
         lr = self._set_lr(index)
         targets = self.distinct_targets(micro_batches)
         ds.train()
+        objectives = self.objectives(micro_batches, index)
         total = torch.zeros(len(targets), dtype=torch.float64, device=self.world.device)
-        for number, batch in enumerate(micro_batches, start=1):
-            total += self.backward(batch, targets, last=number == len(micro_batches))
+        for number, (batch, objective) in enumerate(zip(micro_batches, objectives, strict=True), start=1):
+            total += self.backward(batch, objective, targets, last=number == len(micro_batches))
             if number == len(micro_batches):
                 parts = self._means(total, targets)
                 mean = sum(parts.values())
@@ -120,12 +123,33 @@ class Engine:
             self._check_finite("gradient norm", grad_norm, index)
         return StepReport(index, mean, parts, lr, grad_norm, skipped)
 
-    def backward(self, batch: Batch, targets: dict[str, int], *, last: bool) -> torch.Tensor:
+    def reseed(self, index: int, micro_batch: int | None = None) -> None:
+        """The random state (dropout) of a step or, where it is computed twice, of one of its micro-batches: a function of
+        (seed, step, rank), so that a resumed run draws what the first would have."""
+        place = f"{self.config.run.seed}/{index}/{self.world.rank // self.copies}"
+        digest = hashlib.blake2b(f"{place}/{micro_batch}".encode() if micro_batch else place.encode(), digest_size=8)
+        torch.manual_seed(int.from_bytes(digest.digest(), "little") >> 1)
+
+    @record_function("first pass")
+    def objectives(self, batches: list[Batch], index: int | None = None) -> list[Objective]:
+        """The objective of each micro-batch of step `index`, or of validation: one for all, unless they look at each other."""
+        config = self.config.objective
+        if not isinstance(config, Similarity) or micro_batch_matters(config) or len(batches) < 2:
+            return [self.objective] * len(batches)
+
+        def reseed(micro_batch: int) -> None:
+            if index is not None:
+                self.reseed(index, micro_batch)
+
+        cached = cached_objectives(config, self.deepspeed, batches, self.world.device, reseed)
+        return [record_function("forward")(objective) for objective in cached]
+
+    def backward(self, batch: Batch, objective: Objective, targets: dict[str, int], *, last: bool) -> torch.Tensor:
         """Add a micro-batch's gradients to those of its step, which has so many `targets` over all ranks. Returns the sum
         of each part of this rank's loss, fp64."""
         # Under a batch ramp the number of micro-batches changes, so DeepSpeed is told which is the last one.
         self.deepspeed.set_gradient_accumulation_boundary(last)
-        losses = self.objective(self.deepspeed, batch, self.world.device)
+        losses = objective(self.deepspeed, batch, self.world.device)
         ranks = self.world.size // self.copies  # DeepSpeed averages gradients over them
         loss = torch.stack([losses[part].total * (ranks / max(count, 1)) for part, count in targets.items()]).sum()
         with record_function("backward"):
@@ -146,8 +170,8 @@ class Engine:
         found: list[Predictions] = []
         # Eager: the compiled blocks would be compiled once more, for inference.
         with torch.compiler.set_stance("force_eager"):
-            for batch in batches:
-                losses = self.objective(self.deepspeed, batch, self.world.device)
+            for batch, objective in zip(batches, self.objectives(batches), strict=True):
+                losses = objective(self.deepspeed, batch, self.world.device)
                 total += torch.stack([losses[part].total for part in targets])
                 found += [predictions(batch, loss) for loss in losses.values() if isinstance(loss, TaskLoss)]
         return Validation(self._means(total, targets), scores(self.config.objective, found, self.world))
@@ -195,9 +219,3 @@ class Engine:
                 f"optimizer.lr (now {self.config.optimizer.lr:g}), or lengthen schedule.warmup_steps (now "
                 f"{self.config.schedule.warmup_steps})"
             )
-
-
-def seed_everything(seed: int, step: int, rank: int) -> None:
-    """Random state (dropout) as a function of (seed, step, rank): a resumed run draws what the first would have."""
-    digest = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=8).digest()
-    torch.manual_seed(int.from_bytes(digest, "little") >> 1)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from data.batch import Batch
 from engine.dist import gather_objects
-from engine.engine import Engine, seed_everything
+from engine.engine import Engine
 from engine.probe import Kind, See, probed
 
 
@@ -31,7 +31,7 @@ def first_not_finite(engine: Engine, index: int, micro_batches: list[Batch], sho
     All ranks call it together, while the weights are still those of the step. Its gradients are lost: the run cannot go on.
     """
     search = _Search(engine.world.rank, show)
-    seed_everything(engine.config.run.seed, index, engine.world.rank // engine.copies)
+    engine.reseed(index)
     engine.deepspeed.train()
     with probed(engine.deepspeed.module, search.see):
         with torch.no_grad():
@@ -39,11 +39,12 @@ def first_not_finite(engine: Engine, index: int, micro_batches: list[Batch], sho
                 search.rows = len(batch.tokens_BT)
                 engine.objective(engine.deepspeed, batch, engine.world.device)
         if not any(gather_objects(search.finding)):
-            seed_everything(engine.config.run.seed, index, engine.world.rank // engine.copies)
+            engine.reseed(index)
             targets = engine.distinct_targets(micro_batches)
+            objectives = engine.objectives(micro_batches, index)
             for search.micro_batch, batch in enumerate(micro_batches):
                 search.rows = len(batch.tokens_BT)
-                engine.backward(batch, targets, last=False)
+                engine.backward(batch, objectives[search.micro_batch], targets, last=False)
     findings = [finding for finding in gather_objects(search.finding) if finding]
     return sorted(findings, key=lambda finding: (finding.place, finding.rank))
 

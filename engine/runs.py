@@ -50,8 +50,8 @@ class Run:
 def run_documents(config: RunConfig, tokenizer: Tokenizer) -> dict[str, str]:
     """The texts a checkpoint carries: recipe, tokenizer, and which data the cursor counts in."""
     hashes = {dataset.path: Manifest.load(Path(dataset.path)).hash for dataset in config.data.datasets}
-    if config.data.examples:
-        hashes = {config.data.examples.train: content_hash(config.data.examples.train)}
+    if labelled := config.data.examples or config.data.pairs:
+        hashes = {labelled.train: content_hash(labelled.train)}
     return {RECIPE: dump_recipe(config), TOKENIZER: tokenizer.spec, DATA: json.dumps(hashes, indent=1)}
 
 

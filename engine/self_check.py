@@ -14,9 +14,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from config import RunConfig
+from config.contrastive_schema import Similarity, micro_batch_matters
+from config.objective_schema import ObjectiveConfig
 from config.parallel import ranks_per_row
 from data.batch import Batch
-from data.crops import join_crops
+from data.similar import join_similar
 from data.stream import Stream
 from engine.build import Setup, build_engine
 from engine.dist import World, from_main, gather_objects, together
@@ -105,18 +107,19 @@ def measure_engine(engine: Engine, stream: Stream, steps: int) -> tuple[list[lis
         if index == 0:
             gradient = gather(engine, pieces)
         distinct = gather_objects(micro_batches)[:: ranks_per_row(engine.config.engine)]
-        batches.append(of_all_ranks(distinct))
+        batches.append(of_all_ranks(distinct, engine.config.objective))
     after = gather_weights(engine)
     curve = [(report.loss, report.grad_norm) for report in reports]
     return batches, Measured(curve, gradient, {name: after[name] - before[name] for name in after})
 
 
-def of_all_ranks(batches: list[list[Batch]]) -> list[Batch]:
-    """The ranks' micro-batches as one process reads them. Contrastive ones of one pass become one: their losses look at
-    each other's rows."""
-    if batches[0][0].parts == ("contrastive",):
-        return [join_crops(of_ranks) for of_ranks in zip(*batches, strict=True)]
-    return [batch for of_rank in batches for batch in of_rank]
+def of_all_ranks(batches: list[list[Batch]], objective: ObjectiveConfig) -> list[Batch]:
+    """The ranks' micro-batches as one process reads them. Contrastive ones become one where their losses look at each
+    other's rows: those of one pass, or all."""
+    flat = [batch for of_rank in batches for batch in of_rank]
+    if micro_batch_matters(objective):
+        return [join_similar(of_ranks) for of_ranks in zip(*batches, strict=True)]
+    return [join_similar(flat)] if isinstance(objective, Similarity) else flat
 
 
 def measure_reference(reference: Reference, batches: list[list[Batch]]) -> Measured:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from config import ConfigError
-from config.objective_schema import Contrastive
+from config.contrastive_schema import Similarity
 from data.passages import padded
 from engine.objective import pool
 from model import Layout
@@ -111,7 +111,7 @@ def default_pooling(trained: Trained) -> Pooling:
     """What the folder asks for, what the objective trained, or what suits the family."""
     if trained.pooling:
         return trained.pooling
-    if isinstance(trained.objective, Contrastive):
+    if isinstance(trained.objective, Similarity):
         return trained.objective.pooling
     return "last" if trained.config.family == "gpt" else "mean"
 
@@ -120,7 +120,7 @@ def frame(trained: Trained) -> tuple[list[int], list[int]]:
     """Special tokens before and after a text: those around the rows of the objective, or of a Hugging Face tokenizer."""
     if trained.recipe is None:
         return trained.tokenizer.frame
-    if trained.config.family == "bert" or isinstance(trained.objective, Contrastive):
+    if trained.config.family == "bert" or isinstance(trained.objective, Similarity):
         begin, end = trained.tokenizer.ids_of(["[CLS]", "[SEP]"])
         return [begin], [end]
     return [], []

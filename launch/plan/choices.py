@@ -9,9 +9,9 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from config import ConfigError, RunConfig, derive
+from config.contrastive_schema import micro_batch_matters
 from config.ds_config import DSConfig, read_ds_config
 from config.hardware import Cluster
-from config.objective_schema import Contrastive
 from config.parallel import ranks_per_row
 from config.transformer_schema import Recompute
 from launch.plan.option import (
@@ -66,10 +66,9 @@ class Choices:
 
 
 def kept_settings(config: RunConfig, overrides: tuple[str, ...]) -> frozenset[str]:
-    """What stays as it is: settings of the command line, and contrastive learning's micro-batch, whose rows are each
-    other's negatives."""
+    """What stays as it is: settings of the command line, and a micro-batch whose rows are each other's negatives."""
     typed = {override.partition("=")[0].strip() for override in overrides}
-    return frozenset(typed & set(SETTINGS)) | ({MICRO_BATCH} if isinstance(config.objective, Contrastive) else set())
+    return frozenset(typed & set(SETTINGS)) | ({MICRO_BATCH} if micro_batch_matters(config.objective) else set())
 
 
 def choose(config: RunConfig, room: Room, kept: frozenset[str] = frozenset()) -> Choices:

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from config.bert_schema import BertConfig
 from config.block_memory import FP32
-from config.objective_schema import Contrastive, MaskedLM, RowShape, row_shape
+from config.contrastive_schema import Similarity
+from config.objective_schema import MaskedLM, RowShape, row_shape
 from config.schema import RunConfig
 from config.supervised_schema import Labelled, Regression
 from config.t5_schema import T5Config
@@ -184,7 +185,7 @@ def _materialised_scores(config: RunConfig, device: Device, numerics: Numerics) 
 
 def predicted_tokens(config: RunConfig, shape: RowShape) -> int:
     """Tokens of one sample that the head works on."""
-    if isinstance(config.objective, Contrastive | Labelled | Regression):
+    if isinstance(config.objective, Similarity | Labelled | Regression):
         return 0
     if isinstance(config.objective, MaskedLM):
         return round(config.objective.mask_rate * shape.text)

@@ -197,7 +197,10 @@ def _container(job: SlurmJob, config: RunConfig) -> list[str]:
     """The words that run a command inside the image, with the folders outside of the working one that the run needs."""
     if not job.container:
         return []
-    folders = {config.run.folder, *(str(Path(dataset.path)) for dataset in config.data.datasets)}
+    read = [dataset.path for dataset in config.data.datasets]
+    for labelled in (config.data.examples, config.data.pairs):
+        read += [path for path in (labelled.train, labelled.valid, labelled.tokenizer) if path] if labelled else []
+    folders = {config.run.folder, *(str(Path(path)) for path in read)}
     mounts = ['"$PWD"', *(shlex.quote(folder) for folder in sorted(folders) if Path(folder).is_absolute())]
     image = shlex.quote(job.container)
     if job.container.endswith(".sif"):

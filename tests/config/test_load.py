@@ -80,7 +80,7 @@ WRONG = [
     ("  steps: 10", "  steps: 10\nrun: {name: 42}", "my.yaml:17: run.name: expected text, not 42: put it in quotes"),
     ("  row_length: 64", "  row_length: 128", "my.yaml:3: data.row_length 128 is longer than model.max_positions 64"),
     ("  row_length: 64", "  document_masking: no", "my.yaml:3: data.document_masking: expected true or false, not the text 'no': write false"),
-    ("  datasets: [{path: corpora/a}, {path: corpora/b, weight: 2}]", "  datasets: []", "my.yaml:2: data.datasets: needs at least 1 entry"),
+    ("  datasets: [{path: corpora/a}, {path: corpora/b, weight: 2}]", "  datasets: []", "my.yaml:2: data.datasets is what objective.name causal_lm learns from: give it, and leave data.examples out"),
     ("  datasets: [{path: corpora/a}, {path: corpora/b, weight: 2}]", "  datasets: corpora/a", "my.yaml:2: data.datasets: expected a list, not the text 'corpora/a'"),
     ("  datasets: [{path: corpora/a}, {path: corpora/b, weight: 2}]", "  datasets:\n    - path: a\n    - paht: b", "my.yaml:4: data.datasets.1.paht: unknown setting; did you mean path?"),
     ("  row_length: 64", "  row_length: 64\n  mixture_schedule: [{from_tokens: 9, weights: [1]}]", "my.yaml:4: a data.mixture_schedule phase has 1 weights for 2 datasets"),

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from config.objective_schema import CausalLM, Contrastive, PrefixLM, SpanCorruption, row_shape
 from data.batch import IGNORE
-from data.crops import join_crops
 from data.draw import below, chance, draw, pick
 from data.seq2seq import segment
+from data.similar import join_similar
 from tests.data.made import EOD, WORDS, data_section, make_corpus, make_stream, numbered_documents
 
 LENGTHS = np.random.default_rng(5).integers(1, 150, 200).tolist()
@@ -186,7 +186,10 @@ def test_crops_are_runs_of_one_document_of_the_shares_asked_for(path):
 
 def test_joined_crops_are_those_of_the_larger_batch(path):
     stream = make_stream(data_section(path, 40), Contrastive(), 12, 4)
-    joined, whole = join_crops(stream.step(0)[0]), make_stream(data_section(path, 40), Contrastive(), 12).step(0)[0][0]
+    joined, whole = (
+        join_similar(stream.step(0)[0]),
+        make_stream(data_section(path, 40), Contrastive(), 12).step(0)[0][0],
+    )
     np.testing.assert_array_equal(joined.tokens_BT, whole.tokens_BT)
     np.testing.assert_array_equal(joined.lengths_B, whole.lengths_B)
     assert joined.targets() == whole.targets()

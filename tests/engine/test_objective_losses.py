@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from config.objective_schema import Contrastive
-from engine.objective import Temperature, pool
+from config.contrastive_schema import Contrastive
 from engine.reference import Reference
+from engine.similarity import Temperature, pool
 from tests.data.made import VOCAB_SIZE, make_corpus, numbered_documents
 from tests.ranks import run_ranks
 from tests.tiny import tiny_config

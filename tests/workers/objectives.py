@@ -5,17 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from config import RunConfig
+from config.contrastive_schema import Contrastive
 from config.parallel import data_rank_and_size
 from data.batch import Batch
+from data.pair_examples import open_pair_stream, pairs_tokenizer
 from data.stream import open_stream
 from data.validation import open_validation
-from engine.build import build_engine
+from engine.build import build_engine, open_held_out
 from engine.checkpoint import RunState, load, save
 from engine.dist import World, connect
-from engine.objective import info_nce
+from engine.similarity import Candidates, info_nce, of_all_ranks
 from tests.tiny import tiny_config
 
 Curve = list[tuple[dict[str, float], float]]
@@ -31,8 +32,10 @@ def contrastive_gradients(rows: int) -> tuple[float, int, list[torch.Tensor]]:
     weight_DD = torch.randn(12, 6, generator=generator, dtype=torch.float64).requires_grad_()
     temperature = torch.tensor([0.3], dtype=torch.float64, requires_grad=True)
     here = slice(world.rank * rows // world.size, (world.rank + 1) * rows // world.size)
-    anchor_BD, positive_BD = F.normalize(input_2RD[:, here] @ weight_DD, dim=2)
-    loss = info_nce(anchor_BD, positive_BD, torch.arange(rows)[here] < rows - 1, temperature)
+    anchor_BD, positive_BD = input_2RD[:, here] @ weight_DD
+    candidates, first = of_all_ranks(Candidates(positive_BD, torch.arange(rows)[here] < rows - 1, None, None))
+    own_B = torch.arange(first, first + len(anchor_BD))
+    loss = info_nce(anchor_BD, own_B, candidates, temperature, Contrastive())
     loss.total.backward()
     return loss.total.item(), int(loss.count), [weight_DD.grad, temperature.grad]
 
@@ -53,10 +56,14 @@ def train_objectives(cases: list[dict[str, Any]], steps: int) -> list[Curve]:
 def make_stream(config: RunConfig, world: World) -> Any:
     rank, size = data_rank_and_size(config.engine, world.rank, world.size)
     where = {"rank": rank, "world_size": size}
+    if config.data.pairs:
+        return open_pair_stream(config, pairs_tokenizer(config), **where)
     return open_stream(config.data, config.batch, config.objective, seed=3, vocab_size=config.model.vocab_size, **where)
 
 
 def held_out_batches(config: RunConfig, world: World) -> list[Batch]:
+    if config.data.pairs:
+        return open_held_out(config, world)
     rank, size = data_rank_and_size(config.engine, world.rank, world.size)
     return open_validation(
         config.data,
