@@ -1,0 +1,1 @@
+"""What `python -m tasks evaluate` measures, one file for each kind of evaluation."""

@@ -1,0 +1,66 @@
+"""What an evaluation found: numbers for the table and the JSON file, and what the page draws of them."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Lines over one axis."""
+
+    title: str
+    x: str
+    y: str
+    lines: dict[str, list[tuple[float, float]]]
+    """Points of each line by its name."""
+
+
+@dataclass(frozen=True)
+class Result:
+    kind: str
+    """perplexity, sts, retrieval, …"""
+    source: str
+    """What it was measured on."""
+    headline: str
+    """The number to look at first."""
+    metrics: dict[str, float]
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Whatever the numbers depend on beside model and source."""
+    report: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Precision, recall, F1 and examples by class."""
+    confusion: list[list[int]] = field(default_factory=list)
+    """Examples of each class of `report` (row) taken for each (column)."""
+    reliability: list[dict[str, float]] = field(default_factory=list)
+    """Rows of `tasks.metrics.Bin`."""
+    curves: list[Curve] = field(default_factory=list)
+
+
+def as_json(model: Path, results: list[Result]) -> dict[str, Any]:
+    return {"model": str(model), "results": [asdict(result) for result in results]}
+
+
+def as_table(results: list[Result]) -> str:
+    """A block of lines for each result: its numbers, and its classes if it has some."""
+    return "\n\n".join("\n".join(_lines(result)) for result in results)
+
+
+def _lines(result: Result) -> list[str]:
+    settings = ", ".join(f"{name} {value}" for name, value in result.settings.items())
+    lines = [f"{result.kind}: {result.source}" + (f" ({settings})" if settings else "")]
+    width = max(map(len, result.metrics))
+    lines += [f"  {name:<{width}}  {shown(value)}" for name, value in result.metrics.items()]
+    if result.report:
+        width = max(map(len, result.report))
+        columns = list(next(iter(result.report.values())))
+        lines.append(f"  {'':<{width}}  " + "  ".join(f"{name:>9}" for name in columns))
+        for name, row in result.report.items():
+            lines.append(f"  {name:<{width}}  " + "  ".join(f"{shown(row[column]):>9}" for column in columns))
+    return lines
+
+
+def shown(value: float) -> str:
+    """A number as the table and the page show it."""
+    if isinstance(value, int) or (value == int(value) if abs(value) < 1e15 else False):
+        return f"{int(value):,}"
+    return f"{value:,.4f}" if abs(value) < 1e4 else f"{value:,.0f}"
