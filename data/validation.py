@@ -8,6 +8,7 @@ from config.schema import DataSection
 from data.batch import Batch, Collate, read_batches
 from data.blend import Blend
 from data.collate import make_collate
+from data.manifest import Split
 from data.order import Order, derive_key
 from data.pack import Rows
 from data.stream import open_datasets
@@ -24,15 +25,16 @@ def open_validation(
     vocab_size: int,
     rank: int = 0,
     world_size: int = 1,
+    split: Split = "valid",
 ) -> list[Batch]:
-    """One rank's batches of `rows` rows of the validation splits, shared out by the datasets' weights.
+    """One rank's batches of `rows` rows of the validation splits, or others, shared out by the datasets' weights.
 
     A split with fewer rows than its share gives all it has. Neither the rows nor what the objective draws depend on the
     run's seed. Raises as `open_stream`.
     """
-    datasets = open_datasets(data, "valid", rank, world_size)
+    datasets = open_datasets(data, split, rank, world_size)
     text = row_shape(objective, data.row_length).text
-    table = Rows([dataset.shards for dataset in datasets], text, vocab_size, "valid")
+    table = Rows([dataset.shards for dataset in datasets], text, vocab_size, split)
     shares = Blend([dataset.weight for dataset in data.datasets]).counts(rows)
     addresses = []
     for number, (dataset, count) in enumerate(zip(datasets, table.count_K.tolist(), strict=True)):

@@ -5,10 +5,11 @@ from tasks.metrics.classification import binary, class_report, classification, c
 from tasks.metrics.generation import generation
 from tasks.metrics.likelihood import likelihood
 from tasks.metrics.regression import regression
-from tasks.metrics.retrieval import retrieval
+from tasks.metrics.retrieval import DEPTHS, retrieval
 from tasks.metrics.sequence import entity_report, sequence
 
 __all__ = [
+    "DEPTHS",
     "Bin",
     "binary",
     "calibration",

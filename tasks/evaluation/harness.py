@@ -1,0 +1,133 @@
+"""Our causal models in lm-evaluation-harness: its tasks, its prompts, its metrics."""
+
+import io
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval import simple_evaluate
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import handle_stop_sequences
+from lm_eval.tasks import TaskManager
+
+from config import ConfigError
+from model import generate
+from tasks.checkpoints import Trained
+from tasks.evaluation.language import Window, cut, score
+from tasks.evaluation.result import Result
+from tasks.text_stream import StopText, TextStream
+
+MOST_NEW_TOKENS = 256
+"""Where a task does not say, as in the harness's own models."""
+
+
+class HarnessModel(TemplateLM):
+    """Texts are tokenised without special tokens, and the end-of-document token comes first where there is no context."""
+
+    def __init__(self, trained: Trained, device: torch.device):
+        super().__init__()
+        self.trained, self._device = trained, device
+        self.longest = trained.config.max_positions
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.trained.tokenizer.eod_id
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Names cached requests."""
+        return self.trained.tokenizer.fingerprint
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        return self.trained.tokenizer.encode(string)
+
+    def _loglikelihood_tokens(self, requests: list, **kwargs: Any) -> list[tuple[float, bool]]:
+        """Log probability of each continuation and whether it is the greedy one. Of a context that is too long, the
+        beginning is left out. Raises ConfigError if a continuation alone is too long."""
+        windows = []
+        for _, context, continuation in requests:
+            if len(continuation) > self.longest:
+                raise ConfigError(
+                    f"a continuation of {len(continuation):,} tokens is longer than the model's {self.longest:,} positions"
+                )
+            windows.append(Window([*context, *continuation][-(self.longest + 1) :], len(continuation)))
+        scores = score(self.trained.model, windows, self._device)  # type: ignore[arg-type]
+        return [(-float(found.nats_N.sum(dtype="float64")), bool(found.greedy_N.all())) for found in scores]
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Log probability of whole texts, in disjoint windows."""
+        totals = []
+        for request in requests:
+            tokens = [self.eot_token_id, *self.tok_encode(request.args[0])]
+            windows = list(cut(tokens, self.longest, self.longest))
+            scores = score(self.trained.model, windows, self._device)  # type: ignore[arg-type]
+            totals.append(-sum(float(found.nats_N.sum(dtype="float64")) for found in scores))
+        return totals
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Continuations up to a stop text; greedy unless the task asks to draw."""
+        return [self._continue(*request.args) for request in requests]
+
+    def _continue(self, context: str, settings: dict[str, Any]) -> str:
+        tokenizer, longest = self.trained.tokenizer, self.longest
+        most = settings.get("max_gen_toks", MOST_NEW_TOKENS)
+        if most >= longest:
+            raise ConfigError(
+                f"the task asks for up to {most:,} new tokens (max_gen_toks), but the model has {longest:,} positions in all: "
+                "lower max_gen_toks in the task's generation_kwargs"
+            )
+        prompt = (self.tok_encode(context) or [self.eot_token_id])[-(longest - most) :]
+        written = io.StringIO()
+        stream = TextStream(tokenizer, written, handle_stop_sequences(settings.get("until"), eos=None))
+        with suppress(StopText):
+            generate(
+                self.trained.model,  # type: ignore[arg-type]
+                torch.tensor([prompt], device=self._device),
+                max_new_tokens=most,
+                temperature=settings.get("temperature", 0.0) if settings.get("do_sample") else 0.0,
+                stop_ids=(self.eot_token_id,),
+                on_token=stream.add,
+            )
+        stream.close()
+        return written.getvalue().removesuffix("\n")
+
+
+def run_tasks(
+    trained: Trained,
+    device: torch.device,
+    tasks: list[str],
+    *,
+    folder: Path | None = None,
+    limit: int | None = None,
+    shots: int | None = None,
+) -> list[Result]:
+    """One result for each task or group of the harness; `folder` holds task files (YAML) of one's own.
+
+    Raises ConfigError if there is no such task.
+    """
+    manager = TaskManager(include_path=folder, include_defaults=folder is None)
+    if unknown := [task for task in tasks if task not in manager.all_tasks]:
+        known = ", ".join(sorted(manager.all_tasks)[:10]) or "none"
+        where = f"in {folder}" if folder else "in lm-eval; own ones need --harness-tasks FOLDER"
+        raise ConfigError(f"no task {unknown[0]!r} {where} ({len(manager.all_tasks):,} there: {known})")
+    found = simple_evaluate(
+        HarnessModel(trained, device),  # type: ignore[arg-type]
+        tasks=list(tasks),
+        task_manager=manager,
+        limit=limit,
+        num_fewshot=shots,
+        bootstrap_iters=0,
+        log_samples=False,
+    )
+    assert found is not None
+    return [_result(name, dict(values), limit, shots) for name, values in found["results"].items()]
+
+
+def _result(task: str, values: dict[str, Any], limit: int | None, shots: int | None) -> Result:
+    """The harness names its numbers METRIC,FILTER."""
+    values = {name.removesuffix(",none"): value for name, value in values.items() if isinstance(value, int | float)}
+    values = {name: float(value) for name, value in values.items() if "_stderr" not in name}
+    settings = {name: value for name, value in (("limit", limit), ("shots", shots)) if value is not None}
+    return Result("harness", task, next(iter(values)), values, settings)

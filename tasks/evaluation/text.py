@@ -1,0 +1,94 @@
+"""Documents to predict: of files as they are, or of a prepared dataset, as tokens and the UTF-8 bytes of their text."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from config import ConfigError, DataError
+from config.objective_schema import Contrastive
+from config.schema import DataSection
+from data.dataset import load_tokenizer, open_dataset
+from data.documents import ReadOptions, read
+from data.manifest import Split
+from data.sources import plan
+from data.specials import special_names
+from data.tokenizer import Tokenizer
+from data.validation import open_validation
+from tasks.checkpoints import Trained
+
+Documents = Iterator[tuple[list[int], int]]
+
+
+def read_text(sources: list[str], tokenizer: Tokenizer, text_field: str) -> Documents:
+    """The documents of files and folders, in every format of `data prepare` and without its cleaning.
+
+    Raises DataError if a source cannot be read, or a document in it.
+    """
+    options = ReadOptions(text_field=text_field)
+    for source in plan(sources, options):
+        for unit in source.units:
+            for number, document in enumerate(read(unit, options)):
+                if document.problem:
+                    raise DataError(
+                        f"{unit.paths[0]}: document {number:,} (counted from 0) is {document.problem}; mend it"
+                    )
+                yield tokenizer.encode(document.text), len(document.text.encode())
+
+
+def read_dataset(folder: Path, split: Split, trained: Trained) -> Documents:
+    """The documents of a prepared dataset without their ends. The bytes of a shard come with its last document.
+
+    Raises DataError if the dataset was written with another tokenizer than the model's.
+    """
+    check_tokenizer(folder, trained)
+    dataset = open_dataset(folder, split)
+    for shard, entry in zip(dataset.shards, dataset.manifest.splits[split], strict=True):
+        for number in range(shard.document_count):
+            tokens = shard.document(number).tolist()
+            ended = tokens[-1:] == [dataset.manifest.eod_id]
+            last = number == shard.document_count - 1
+            yield tokens[:-1] if ended else tokens, entry.text_bytes if last else 0
+
+
+def check_tokenizer(folder: Path, trained: Trained) -> None:
+    """Raises DataError if a dataset's tokens are not the model's."""
+    model_tokens = trained.tokenizer.fingerprint
+    theirs = load_tokenizer(folder)
+    if model_tokens not in (
+        theirs.fingerprint,
+        theirs.with_special_tokens(special_names(trained.objective)).fingerprint,
+    ):
+        raise DataError(
+            f"{folder}: written with tokenizer {theirs.fingerprint[:16]}, but the model's is {model_tokens[:16]}: prepare "
+            "it again with --tokenizer and the model's tokenizer.json, or give the texts themselves to --text"
+        )
+
+
+def held_out_loss(folder: Path, split: Split, trained: Trained, *, window: int, rows: int) -> dict[str, float]:
+    """Loss in nats a target of each part of the model's objective on fixed rows of a dataset, drawn as for validation.
+
+    Raises DataError as `check_tokenizer`, ConfigError after contrastive training, whose loss depends on the batch.
+    """
+    import torch
+
+    from engine.objective import choose_objective, count_targets
+
+    if isinstance(trained.objective, Contrastive):
+        raise ConfigError(
+            "a contrastive model is judged by its vectors: give --sts, --pairs, --retrieval or --classify"
+        )
+    check_tokenizer(folder, trained)
+    masking = trained.recipe is not None and trained.recipe.data.document_masking
+    data = DataSection.model_validate(
+        {"datasets": [{"path": str(folder)}], "row_length": window, "document_masking": masking}
+    )
+    sizes = {"rows": rows, "micro_batch_size": 8, "vocab_size": trained.config.vocab_size}
+    batches = open_validation(data, trained.objective, split=split, **sizes)
+    objective, device = choose_objective(trained.objective, alone=True), next(trained.model.parameters()).device
+    targets = count_targets(batches)
+    total = dict.fromkeys(targets, 0.0)
+    with torch.no_grad():
+        for batch in batches:
+            for part, loss in objective(trained.model, batch, device).items():
+                total[part] += loss.total.item()
+    losses = {f"{part}_loss": total[part] / max(count, 1) for part, count in targets.items()}
+    return {**losses, **{f"{part}_targets": count for part, count in targets.items()}}
