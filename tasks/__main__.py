@@ -5,9 +5,9 @@ import os
 import sys
 
 from config import GroundworkError
-from tasks import embed, export, generate, neighbours
+from tasks import embed, evaluate, export, generate, neighbours
 
-COMMANDS = {"embed": embed, "export": export, "generate": generate, "neighbours": neighbours}
+COMMANDS = {"embed": embed, "evaluate": evaluate, "export": export, "generate": generate, "neighbours": neighbours}
 
 
 def main(arguments: list[str]) -> int:

@@ -11,11 +11,12 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences
 from lm_eval.tasks import TaskManager
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from config import ConfigError
 from model import generate
 from tasks.checkpoints import Trained
-from tasks.evaluation.language import Window, cut, score
+from tasks.evaluation.language import Window, score
 from tasks.evaluation.result import Result
 from tasks.text_stream import StopText, TextStream
 
@@ -57,13 +58,13 @@ class HarnessModel(TemplateLM):
         return [(-float(found.nats_N.sum(dtype="float64")), bool(found.greedy_N.all())) for found in scores]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Log probability of whole texts, in disjoint windows."""
+        """Log probability of whole texts, in the harness's disjoint windows."""
         totals = []
         for request in requests:
-            tokens = [self.eot_token_id, *self.tok_encode(request.args[0])]
-            windows = list(cut(tokens, self.longest, self.longest))
-            scores = score(self.trained.model, windows, self._device)  # type: ignore[arg-type]
-            totals.append(-sum(float(found.nats_N.sum(dtype="float64")) for found in scores))
+            tokens = self.tok_encode(request.args[0])
+            rolling = get_rolling_token_windows(tokens, self.prefix_token_id, max_seq_len=self.longest, context_len=1)
+            windows = [(None, *make_disjoint_window(window)) for window in rolling]
+            totals.append(sum(log_probability for log_probability, _ in self._loglikelihood_tokens(windows)))
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:

@@ -101,10 +101,10 @@ def _score_batch(model: GPT, windows: Sequence[Window], device: torch.device) ->
     return [Scores(*both) for both in zip(np.split(nats_N, bounds), np.split(greedy_N, bounds), strict=True)]
 
 
-def check_window(window: int, stride: int, longest: int) -> None:
-    """Raises ConfigError unless 1 <= stride <= window <= longest."""
-    if not 1 <= window <= longest:
-        raise ConfigError(f"--window {window:,} is not from 1 to the model's {longest:,} positions")
+def check_window(window: int, stride: int, longest: int, least: int = 1) -> None:
+    """Raises ConfigError unless least <= window <= longest and 1 <= stride <= window."""
+    if not least <= window <= longest:
+        raise ConfigError(f"--window {window:,} is not from {least} to the model's {longest:,} positions")
     if not 1 <= stride <= window:
         raise ConfigError(
             f"--stride {stride:,} is not from 1 to --window {window:,}: beyond it, tokens would be left out"

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from config import ConfigError, DataError
 from config.objective_schema import Contrastive
 from config.schema import DataSection
@@ -13,18 +15,23 @@ from data.sources import plan
 from data.specials import special_names
 from data.tokenizer import Tokenizer
 from data.validation import open_validation
+from engine.objective import choose_objective, count_targets
+from model import GPT, Bert
 from tasks.checkpoints import Trained
+from tasks.evaluation.language import check_window, perplexity
+from tasks.evaluation.masked import pseudo_perplexity
+from tasks.evaluation.result import Result
 
 Documents = Iterator[tuple[list[int], int]]
 
 
-def read_text(sources: list[str], tokenizer: Tokenizer, text_field: str) -> Documents:
-    """The documents of files and folders, in every format of `data prepare` and without its cleaning.
+def read_text(path: str, tokenizer: Tokenizer, text_field: str) -> Documents:
+    """The documents of a file or of the files in a folder, in every format of `data prepare` and without its cleaning.
 
-    Raises DataError if a source cannot be read, or a document in it.
+    Raises DataError if it cannot be read, or a document in it.
     """
     options = ReadOptions(text_field=text_field)
-    for source in plan(sources, options):
+    for source in plan([path], options):
         for unit in source.units:
             for number, document in enumerate(read(unit, options)):
                 if document.problem:
@@ -63,15 +70,38 @@ def check_tokenizer(folder: Path, trained: Trained) -> None:
         )
 
 
-def held_out_loss(folder: Path, split: Split, trained: Trained, *, window: int, rows: int) -> dict[str, float]:
+def predict(
+    trained: Trained, documents: Documents, source: str, window: int | None, stride: int | None, device: torch.device
+) -> Result:
+    """How well a decoder or an encoder predicts documents. Raises ConfigError for an impossible window or stride."""
+    model, window = trained.model, window or usual_window(trained)
+    if isinstance(model, GPT):
+        check_window(window, stride or window, trained.config.max_positions)
+        options = {"end_id": trained.tokenizer.eod_id, "window": window, "stride": stride or window}
+        values, curve = perplexity(model, documents, device=device, **options)
+        settings = {"window": window, "stride": stride or window}
+        return Result("perplexity", source, "bits_per_byte", values, settings, curves=[curve])
+    assert isinstance(model, Bert)
+    if stride:
+        raise ConfigError(f"--stride {stride}: an encoder sees both sides of a token in disjoint windows; leave it out")
+    check_window(window, window, trained.config.max_positions, least=3)
+    values = pseudo_perplexity(model, documents, trained.tokenizer, window=window, device=device)
+    return Result("pseudo-perplexity", source, "pseudo_perplexity", values, {"window": window})
+
+
+def usual_window(trained: Trained) -> int:
+    """Length of the rows that the model was trained on; without a recipe, of the longest ones that it reads."""
+    longest = trained.config.max_positions
+    return min(trained.recipe.data.row_length, longest) if trained.recipe else longest
+
+
+def held_out_loss(
+    trained: Trained, folder: Path, split: Split, window: int | None, rows: int, device: torch.device
+) -> Result:
     """Loss in nats a target of each part of the model's objective on fixed rows of a dataset, drawn as for validation.
 
     Raises DataError as `check_tokenizer`, ConfigError after contrastive training, whose loss depends on the batch.
     """
-    import torch
-
-    from engine.objective import choose_objective, count_targets
-
     if isinstance(trained.objective, Contrastive):
         raise ConfigError(
             "a contrastive model is judged by its vectors: give --sts, --pairs, --retrieval or --classify"
@@ -79,11 +109,15 @@ def held_out_loss(folder: Path, split: Split, trained: Trained, *, window: int, 
     check_tokenizer(folder, trained)
     masking = trained.recipe is not None and trained.recipe.data.document_masking
     data = DataSection.model_validate(
-        {"datasets": [{"path": str(folder)}], "row_length": window, "document_masking": masking}
+        {
+            "datasets": [{"path": str(folder)}],
+            "row_length": window or usual_window(trained),
+            "document_masking": masking,
+        }
     )
     sizes = {"rows": rows, "micro_batch_size": 8, "vocab_size": trained.config.vocab_size}
     batches = open_validation(data, trained.objective, split=split, **sizes)
-    objective, device = choose_objective(trained.objective, alone=True), next(trained.model.parameters()).device
+    objective = choose_objective(trained.objective, alone=True)
     targets = count_targets(batches)
     total = dict.fromkeys(targets, 0.0)
     with torch.no_grad():
@@ -91,4 +125,6 @@ def held_out_loss(folder: Path, split: Split, trained: Trained, *, window: int, 
             for part, loss in objective(trained.model, batch, device).items():
                 total[part] += loss.total.item()
     losses = {f"{part}_loss": total[part] / max(count, 1) for part, count in targets.items()}
-    return {**losses, **{f"{part}_targets": count for part, count in targets.items()}}
+    counts = {f"{part}_targets": count for part, count in targets.items()}
+    settings = {"objective": trained.objective.name, "rows": sum(len(batch.tokens_BT) for batch in batches)}
+    return Result("held-out loss", f"{folder} ({split})", next(iter(losses)), losses | counts, settings)

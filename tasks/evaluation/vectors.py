@@ -3,7 +3,7 @@
 Letters: N texts, Q queries, C classes, D width, K places of a ranking.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,40 +13,39 @@ from numpy.typing import NDArray
 from config import DataError
 from data.example_files import read_records
 from tasks import metrics
+from tasks.embedding import Embedder
 from tasks.evaluation.result import Curve, Result
 
 Vectors = NDArray[np.float32]
-Encode = Callable[[Sequence[str]], Vectors]
-"""Texts to their vectors [N, D], of length 1."""
-
+"""[N, D], each of length 1."""
 QUERIES_AT_ONCE = 256
 NEIGHBOURS = 5
 
 
-def similarity(encode: Encode, path: str) -> Result:
+def similarity(embedder: Embedder, path: str) -> Result:
     """Correlation of the cosines of pairs of sentences with people's scores: Spearman's is the one that counts (SemEval's
     STS tasks; Reimers and Gurevych 2019, arXiv:1908.10084, section 4.1)."""
     first, second, scores = _columns(path, ("sentence1", "sentence2", "score"), (str, str, float))
-    values = metrics.regression(scores, _cosines(encode, first, second))
+    values = metrics.regression(scores, _cosines(embedder, first, second))
     named = {f"{name}_cosine": values[name] for name in ("spearman", "pearson")}
     return Result("sts", path, "spearman_cosine", {**named, "pairs": len(scores)})
 
 
-def pairs(encode: Encode, path: str) -> Result:
+def pairs(embedder: Embedder, path: str) -> Result:
     """How well the cosine tells pairs that are alike (label 1) from others (0); average precision is what counts, as in
     MTEB (arXiv:2210.07316)."""
     first, second, labels = _columns(path, ("sentence1", "sentence2", "label"), (str, str, int))
-    values = metrics.binary(np.array(labels), _cosines(encode, first, second))
+    values = metrics.binary(np.array(labels), _cosines(embedder, first, second))
     return Result("pairs", path, "average_precision", {**values, "pairs": len(labels)})
 
 
-def search(encode: Encode, folder: str, split: str = "test") -> Result:
+def search(embedder: Embedder, folder: str, split: str = "test") -> Result:
     """Documents found for queries by their cosines, in BEIR's layout (arXiv:2104.08663): corpus.jsonl (_id, title, text),
     queries.jsonl (_id, text) and qrels/test.tsv (query-id, corpus-id, score). nDCG@10 is what counts."""
     corpus, queries, relevance = read_beir(Path(folder), split)
     document_ids, query_ids = list(corpus), list(relevance)
-    document_ND = encode(list(corpus.values()))
-    query_QD = encode([queries[query] for query in query_ids])
+    document_ND = _encode(embedder, list(corpus.values()))
+    query_QD = _encode(embedder, [queries[query] for query in query_ids])
     rankings: dict[str, list[str]] = {}
     deepest = min(max(metrics.DEPTHS), len(corpus))
     for first in range(0, len(query_ids), QUERIES_AT_ONCE):
@@ -61,7 +60,7 @@ def search(encode: Encode, folder: str, split: str = "test") -> Result:
     return Result("retrieval", folder, "ndcg@10", {**values, **counts}, {"split": split}, curves=[curve])
 
 
-def classes(encode: Encode, train: str, test: str) -> list[Result]:
+def classes(embedder: Embedder, train: str, test: str) -> list[Result]:
     """Labels of test texts from the vectors of training texts: by logistic regression on frozen vectors (a linear probe,
     as MTEB classifies) and by the majority of the nearest neighbours."""
     from sklearn.linear_model import LogisticRegression
@@ -74,7 +73,7 @@ def classes(encode: Encode, train: str, test: str) -> list[Result]:
     test_texts, test_labels = _columns(test, ("text", "label"), (str, str), labels=(names, train))
     number = {name: place for place, name in enumerate(names)}
     train_N, test_N = (np.array([number[label] for label in labels]) for labels in (train_labels, test_labels))
-    train_ND, test_ND = encode(train_texts), encode(test_texts)
+    train_ND, test_ND = _encode(embedder, train_texts), _encode(embedder, test_texts)
     probe = LogisticRegression(max_iter=1000).fit(train_ND, train_N)
     near = KNeighborsClassifier(min(NEIGHBOURS, len(train_N)), metric="cosine").fit(train_ND, train_N)
     settings = {"trained on": train, "examples": len(train_N)}
@@ -135,8 +134,12 @@ def _texts(path: Path) -> dict[str, str]:
     return texts
 
 
-def _cosines(encode: Encode, first: Sequence[str], second: Sequence[str]) -> NDArray[np.float64]:
-    both_ND = encode([*first, *second]).astype(np.float64)
+def _encode(embedder: Embedder, texts: Sequence[str]) -> Vectors:
+    return embedder.encode(texts).numpy()
+
+
+def _cosines(embedder: Embedder, first: Sequence[str], second: Sequence[str]) -> NDArray[np.float64]:
+    both_ND = _encode(embedder, [*first, *second]).astype(np.float64)
     return (both_ND[: len(first)] * both_ND[len(first) :]).sum(1)
 
 

@@ -1,0 +1,157 @@
+"""How good a model is: perplexity of text, uses of its vectors, tasks of lm-evaluation-harness and MTEB; table, JSON and page."""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from tasks.checkpoints import Trained
+    from tasks.evaluation.result import Result
+
+JSON_NAME, PAGE_NAME = "evaluation.json", "evaluation.html"
+EXTRAS = {"lm_eval": "harness", "mteb": "mteb"}
+"""What to install for a package; the others belong to `evaluate`."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, help="folder of a run, of a checkpoint, or in Hugging Face's layout")
+    parser.add_argument("--out", type=Path, help=f"folder for {JSON_NAME} and {PAGE_NAME}")
+    many: dict[str, Any] = {"action": "extend", "nargs": "+", "default": []}
+    text = parser.add_argument_group("text")
+    text.add_argument("--text", **many, metavar="SOURCE", help="files or folders of text (as data prepare reads them)")
+    text.add_argument("--text-field", default="text", help="field of jsonl and parquet that holds the text (text)")
+    text.add_argument("--dataset", **many, type=Path, metavar="FOLDER", help="prepared datasets")
+    text.add_argument("--split", choices=("train", "valid"), default="valid", help="part of the datasets (valid)")
+    text.add_argument(
+        "--window", type=int, help="tokens the model reads at once (those of its training rows, else all it can)"
+    )
+    text.add_argument(
+        "--stride", type=int, help="tokens between two windows of a decoder; less than --window slides them (--window)"
+    )
+    text.add_argument(
+        "--rows", type=int, default=256, help="rows of a dataset that an encoder or T5 is judged by (256)"
+    )
+    vectors = parser.add_argument_group("vectors (encoders and decoders)")
+    vectors.add_argument("--sts", **many, metavar="FILE", help="jsonl, csv or tsv with sentence1, sentence2, score")
+    vectors.add_argument(
+        "--pairs", **many, metavar="FILE", help="jsonl, csv or tsv with sentence1, sentence2, label 0 or 1"
+    )
+    vectors.add_argument(
+        "--retrieval", **many, metavar="FOLDER", help="corpus.jsonl, queries.jsonl, qrels/test.tsv (BEIR)"
+    )
+    vectors.add_argument(
+        "--classify", nargs=2, action="append", default=[], metavar=("TRAIN", "TEST"), help="files with text, label"
+    )
+    vectors.add_argument("--mteb", **many, metavar="TASK", help="tasks of MTEB whose data is in the local cache")
+    vectors.add_argument(
+        "--pooling", choices=("cls", "mean", "last"), help="vector of a text (as the model was trained)"
+    )
+    vectors.add_argument("--dimensions", type=int, help="first dimensions of the vectors to use (all)")
+    harness = parser.add_argument_group("lm-evaluation-harness (decoders)")
+    harness.add_argument("--harness", **many, metavar="TASK", help="its tasks")
+    harness.add_argument("--harness-tasks", type=Path, metavar="FOLDER", help="task files (YAML) to take them from")
+    harness.add_argument("--limit", type=int, help="examples of each task (all)")
+    harness.add_argument("--shots", type=int, help="solved examples before each question (the task's)")
+
+
+def run(options: argparse.Namespace) -> int:
+    import torch
+
+    from config import ConfigError
+    from tasks.checkpoints import load_model
+    from tasks.evaluation.result import as_json, as_table
+
+    wanted = [measure for names, measure in MEASURES.items() if any(getattr(options, name) for name in names)]
+    if not wanted:
+        names = ", --".join(name for names in MEASURES for name in names)
+        raise ConfigError(f"nothing to evaluate on: give one or more of --{names}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        trained = load_model(options.model, device)
+        results = [result for measure in wanted for result in measure(options, trained, device)]
+        print(as_table(results))
+        if options.out:
+            from tasks.evaluation.page import render
+
+            page = render(options.model, results)
+            options.out.mkdir(parents=True, exist_ok=True)
+            (options.out / JSON_NAME).write_text(json.dumps(as_json(options.model, results), indent=1) + "\n")
+            (options.out / PAGE_NAME).write_text(page, encoding="utf-8")
+            print(f"\n{options.out / PAGE_NAME}")
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        extra = EXTRAS.get(package, "evaluate")
+        raise ConfigError(f"this needs {package}, which is not installed: pip install -e .[{extra}]") from error
+    return 0
+
+
+def text(options: argparse.Namespace, trained: "Trained", device: "torch.device") -> "Iterator[Result]":
+    """Perplexity of a decoder or pseudo-perplexity of an encoder on each source."""
+    from tasks.checkpoints import check_family
+    from tasks.evaluation.text import predict, read_text
+
+    check_family(trained, "--text", ("gpt", "bert"))
+    for source in options.text:
+        documents = read_text(source, trained.tokenizer, options.text_field)
+        yield predict(trained, documents, source, options.window, options.stride, device)
+
+
+def dataset(options: argparse.Namespace, trained: "Trained", device: "torch.device") -> "Iterator[Result]":
+    """Perplexity of a decoder, or the loss of another model's objective, on each prepared dataset."""
+    from tasks.evaluation.text import held_out_loss, predict, read_dataset
+
+    for folder in options.dataset:
+        if trained.config.family == "gpt":
+            documents = read_dataset(folder, options.split, trained)
+            yield predict(trained, documents, f"{folder} ({options.split})", options.window, options.stride, device)
+        else:
+            yield held_out_loss(trained, folder, options.split, options.window, options.rows, device)
+
+
+def vectors(options: argparse.Namespace, trained: "Trained", device: "torch.device") -> "Iterator[Result]":
+    """Each use of the vectors on each of its files."""
+    from tasks.embedding import Embedder
+    from tasks.evaluation import vectors
+
+    embedder = Embedder(trained, options.pooling, dimensions=options.dimensions)
+    for measure, paths in (
+        (vectors.similarity, options.sts),
+        (vectors.pairs, options.pairs),
+        (vectors.search, options.retrieval),
+    ):
+        yield from (measure(embedder, path) for path in paths)
+    for train, test in options.classify:
+        yield from vectors.classes(embedder, train, test)
+
+
+def mteb(options: argparse.Namespace, trained: "Trained", device: "torch.device") -> "Iterator[Result]":
+    """Tasks of MTEB."""
+    from tasks.embedding import Embedder
+    from tasks.evaluation.mteb_tasks import run_tasks
+
+    yield from run_tasks(Embedder(trained, options.pooling, dimensions=options.dimensions), options.mteb)
+
+
+def harness(options: argparse.Namespace, trained: "Trained", device: "torch.device") -> "Iterator[Result]":
+    """Tasks of lm-evaluation-harness."""
+    from tasks.checkpoints import check_family
+    from tasks.evaluation.harness import run_tasks
+
+    check_family(trained, "--harness", ("gpt",))
+    yield from run_tasks(
+        trained, device, options.harness, folder=options.harness_tasks, limit=options.limit, shots=options.shots
+    )
+
+
+MEASURES = {
+    ("text",): text,
+    ("dataset",): dataset,
+    ("sts", "pairs", "retrieval", "classify"): vectors,
+    ("mteb",): mteb,
+    ("harness",): harness,
+}
+"""What measures, by the options that ask for it."""
