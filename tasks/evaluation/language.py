@@ -16,6 +16,7 @@ from torch import Tensor
 from config import ConfigError
 from model import GPT
 from model.generation import inference
+from tasks.embedding import batches
 from tasks.evaluation.result import Curve
 from tasks.metrics import likelihood
 
@@ -58,25 +59,12 @@ def cut(tokens: Sequence[int], length: int, stride: int) -> Iterator[Window]:
 
 def score(model: GPT, windows: Sequence[Window], device: torch.device) -> list[Scores]:
     """Scores of windows in their order; rows of similar length are computed together."""
-    order = sorted(range(len(windows)), key=lambda number: len(windows[number].tokens))
     scores: dict[int, Scores] = {}
     with inference(model):
-        for numbers in batches(order, [len(window.tokens) - 1 for window in windows], BATCH_TOKENS):
+        for numbers in batches([len(window.tokens) - 1 for window in windows], BATCH_TOKENS):
             found = _score_batch(model, [windows[number] for number in numbers], device)
             scores |= zip(numbers, found, strict=True)
     return [scores[number] for number in range(len(windows))]
-
-
-def batches(order: Sequence[int], lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Runs of `order`, in which lengths ascend, that take at most `budget` tokens with their padding."""
-    batch: list[int] = []
-    for number in order:
-        if batch and lengths[number] * (len(batch) + 1) > budget:
-            yield batch
-            batch = []
-        batch.append(number)
-    if batch:
-        yield batch
 
 
 def _score_batch(model: GPT, windows: Sequence[Window], device: torch.device) -> list[Scores]:
