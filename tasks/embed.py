@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dimensions", type=int, metavar="N", help="keep the first N (for models trained so: Matryoshka)")
     add("--max-tokens", type=int, metavar="N", help="longest text, special tokens included (default: the model's)")
     add("--too-long", choices=("cut", "refuse"), default="cut", help="what to do with longer ones (default cut)")
-    add("--batch-tokens", type=int, default=16_384, metavar="N", help="tokens in a batch (default 16384)")
+    add("--batch-tokens", type=int, metavar="N", help="tokens in a batch (default 2048 on a CPU, 16384 on a GPU)")
 
 
 def run(options: argparse.Namespace) -> int:

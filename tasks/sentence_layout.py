@@ -21,10 +21,17 @@ LEGACY = {
 def read_pooling(folder: Path) -> Pooling | None:
     """The pooling of modules.json, None where there is no such file.
 
-    Raises ConfigError for modules other than a transformer, one pooling of `Pooling` and a normalisation.
+    Raises ConfigError for modules other than a transformer, one pooling of `Pooling` and a normalisation, and for a
+    prompt that is put before every text.
     """
     if not (folder / "modules.json").is_file():
         return None
+    path = folder / "config_sentence_transformers.json"
+    if path.is_file() and (prompt := read_json(path).get("default_prompt_name")):
+        raise ConfigError(
+            f"{path}: a default prompt ({prompt}) is not supported: put it before the texts, and set default_prompt_name "
+            "to null"
+        )
     pooling = None
     for module in read_json(folder / "modules.json"):
         kind = module["type"].rpartition(".")[2]

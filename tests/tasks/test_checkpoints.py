@@ -101,6 +101,9 @@ def test_the_pooling_of_a_sentence_transformers_folder(settings, pooling, tmp_pa
     (tmp_path / "modules.json").write_text(json.dumps([*modules, {"path": "3_Dense", "type": "x.Dense"}]))
     with pytest.raises(ConfigError, match="a Dense in 3_Dense is not supported"):
         load_model(tmp_path, CPU)
+    (tmp_path / "config_sentence_transformers.json").write_text('{"default_prompt_name": "query"}')
+    with pytest.raises(ConfigError, match=r"a default prompt \(query\) is not supported: put it before the texts"):
+        load_model(tmp_path, CPU)
 
 
 def test_wrong_folders_are_one_message(tmp_path):
