@@ -31,7 +31,6 @@ def sample_text(engine: Engine, tokenizer: Tokenizer, step: int) -> str:
         generation = write(
             model,
             replace(prompt, tokens=prompt.tokens[-room:], source=source),
-            device,
             max_new_tokens=config.monitor.sample_tokens,
             temperature=0.8,
             top_p=0.95,
@@ -43,7 +42,7 @@ def sample_text(engine: Engine, tokenizer: Tokenizer, step: int) -> str:
     return prompt.text + tokenizer.decode(tokens[:end])
 
 
-def write(model: Any, prompt: Prompt, device: torch.device, **options: Any) -> Generation:
+def write(model: Any, prompt: Prompt, **options: Any) -> Generation:
     """`generate` for one prompt."""
     sources = None if prompt.source is None else [prompt.source]
     return generate(model, [prompt.tokens], sources=sources, **options)

@@ -1,54 +1,90 @@
-"""Text from a trained model: it continues a prompt, writes what fills <extra_id_0> in it, or names what [MASK] hides."""
+"""Text from a trained model: continues a prompt, writes what fills <extra_id_0> in it, or names what [MASK] hides. Without --prompt at a
+terminal it asks for prompts; --input and --out write a file of many."""
 
 import argparse
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tasks.checkpoints import Trained
+
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+"""Options that say how tokens are drawn, by the names of model.sampling.Sampling."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="folder of a run, of a checkpoint, or Hugging Face's")
-    parser.add_argument("--prompt", default="", help="text to continue or to fill in; - reads it from standard input")
+    parser.add_argument("--prompt", help="text to continue or to fill in; - reads it from standard input")
     parser.add_argument("--tokens", type=int, default=200, help="most new tokens (default 200)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default 0.8)")
     parser.add_argument("--top-k", type=int, help="draw from the K likeliest tokens only")
     parser.add_argument("--top-p", type=float, default=0.95, help="draw from the likeliest P of probability (0.95)")
+    parser.add_argument("--min-p", type=float, help="draw from tokens at least P times as probable as the likeliest")
+    parser.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1: repeat less (default 1)")
     parser.add_argument("--stop", action="append", default=[], help="text that ends the continuation; repeatable")
-    parser.add_argument("--seed", type=int, help="makes the draw repeatable")
+    parser.add_argument("--seed", type=int, help="makes the draw repeatable; that of a file is 0 unless given")
+    files = parser.add_argument_group("many prompts")
+    files.add_argument("--input", type=Path, help='jsonl with a "prompt" in each line, or a text file of one a line')
+    files.add_argument(
+        "--out", type=Path, help="jsonl to write, in the order of the input; a stopped command continues"
+    )
+    files.add_argument("--batch-size", type=int, default=32, help="texts written at a time; does not change them (32)")
+    files.add_argument("--samples", type=int, default=1, help="texts for each prompt (default 1)")
+    files.add_argument("--beams", type=int, help="search the most probable text with this many beams; nothing is drawn")
+    files.add_argument("--logprobs", action="store_true", help="write the log-probability of each token as well")
 
 
 def run(options: argparse.Namespace) -> int:
     import torch
 
-    from data.prompt import encode_prompt
-    from engine.sample import fill_masks, write
+    from config import ConfigError
     from tasks.checkpoints import load_model
-    from tasks.text_stream import StopText, TextStream
 
+    if (options.input is None) != (options.out is None):
+        raise ConfigError("--input and --out belong together: the file of prompts and the file of texts")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trained = load_model(options.model, device)
+    if options.input:
+        from tasks.generate_batch import write_file
+
+        write_file(trained, options)
+    elif options.prompt is None and sys.stdin.isatty() and sys.stdout.isatty():
+        from tasks.generate_interactive import converse
+
+        converse(trained, options)
+    else:
+        text = sys.stdin.read() if options.prompt == "-" else options.prompt or ""
+        stream_text(trained, text, options)
+    return 0
+
+
+def stream_text(trained: "Trained", text: str, options: argparse.Namespace) -> None:
+    """Print the prompt and, token by token, what the model makes of it."""
+    from data.prompt import encode_prompt
+    from engine.sample import fill_masks, write
+    from tasks.text_stream import StopText, TextStream
+
     model, tokenizer, objective = trained.model, trained.tokenizer, trained.objective
-    text = sys.stdin.read() if options.prompt == "-" else options.prompt
     prompt = encode_prompt(text, objective, tokenizer)
     if objective.name == "masked_lm":
-        print(fill_masks(model, prompt, tokenizer, device))
-        return 0
+        print(fill_masks(model, prompt, tokenizer, model.embed_tokens.weight.device))
+        return
+    settings = {name: getattr(options, name) for name in SAMPLING}
     sys.stdout.write(prompt.text)
     stream = TextStream(tokenizer, sys.stdout, options.stop)
-    with suppress(StopText):
-        generation = write(
-            model,
-            prompt,
-            device,
-            max_new_tokens=options.tokens,
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            stop_ids=prompt.stop_ids,
-            seed=options.seed,
-            on_token=stream.add,
-        )
-        if generation.reasons == ["context"]:
-            print(f"\n[the context of {model.config.max_positions} tokens is full]", file=sys.stderr)
-    stream.close()
-    return 0
+    try:
+        with suppress(StopText):
+            generation = write(
+                model,
+                prompt,
+                max_new_tokens=options.tokens,
+                stop_ids=prompt.stop_ids,
+                on_token=stream.add,
+                **settings,
+            )
+            if generation.reasons == ["context"]:
+                print(f"\n[the context of {model.config.max_positions} tokens is full]", file=sys.stderr)
+    finally:
+        stream.close()
