@@ -13,6 +13,7 @@ from data.prompt import encode_prompt
 from data.specials import special_names
 from data.tokenizer import Tokenizer
 from tasks.checkpoints import load_model
+from tasks.embedding import Embedder
 from tests.conftest import ROOT, environment, metrics, train
 
 QUICK = [
@@ -65,6 +66,8 @@ def test_a_contrastive_run_leaves_a_model_that_loads(recipe, tmp_path):
     with pytest.raises(ConfigError, match="objective contrastive does not write text"):
         encode_prompt("text", trained.objective, tokenizer)
     assert model(torch.tensor([tokenizer.ids_of(["[CLS]", "[SEP]"])])).shape == (1, 2, trained.config.hidden_size)
+    vector_ND = Embedder(trained).encode(["the model", ""])
+    assert vector_ND.shape == (2, trained.config.hidden_size) and vector_ND.norm(dim=1).allclose(torch.ones(2))
 
 
 @pytest.mark.slow
