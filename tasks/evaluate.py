@@ -35,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text.add_argument(
         "--rows", type=int, default=256, help="rows of a dataset that an encoder or T5 is judged by (256)"
     )
+    parser.add_argument(
+        "--examples", **many, metavar="FILE", help="labelled examples like those a run was fine-tuned on"
+    )
     vectors = parser.add_argument_group("vectors (encoders and decoders)")
     vectors.add_argument("--sts", **many, metavar="FILE", help="jsonl, csv or tsv with sentence1, sentence2, score")
     vectors.add_argument(
@@ -92,9 +95,10 @@ def run(options: argparse.Namespace) -> int:
 def text(options: argparse.Namespace, trained: "Trained", device: "torch.device") -> "Iterator[Result]":
     """Perplexity of a decoder or pseudo-perplexity of an encoder on each source."""
     from tasks.checkpoints import check_family
-    from tasks.evaluation.text import predict, read_text
+    from tasks.evaluation.text import check_writes, predict, read_text
 
     check_family(trained, "--text", ("gpt", "bert"))
+    check_writes(trained, "--text")
     for source in options.text:
         documents = read_text(source, trained.tokenizer, options.text_field)
         yield predict(trained, documents, source, options.window, options.stride, device)
@@ -102,14 +106,22 @@ def text(options: argparse.Namespace, trained: "Trained", device: "torch.device"
 
 def dataset(options: argparse.Namespace, trained: "Trained", device: "torch.device") -> "Iterator[Result]":
     """Perplexity of a decoder, or the loss of another model's objective, on each prepared dataset."""
-    from tasks.evaluation.text import held_out_loss, predict, read_dataset
+    from tasks.evaluation.text import check_writes, held_out_loss, predict, read_dataset
 
+    check_writes(trained, "--dataset")
     for folder in options.dataset:
         if trained.config.family == "gpt":
             documents = read_dataset(folder, options.split, trained)
             yield predict(trained, documents, f"{folder} ({options.split})", options.window, options.stride, device)
         else:
             yield held_out_loss(trained, folder, options.split, options.window, options.rows, device)
+
+
+def examples(options: argparse.Namespace, trained: "Trained", device: "torch.device") -> "Iterator[Result]":
+    """What a fine-tuned model makes of each file of examples."""
+    from tasks.evaluation.examples import on_examples
+
+    yield from (on_examples(trained, path, device) for path in options.examples)
 
 
 def vectors(options: argparse.Namespace, trained: "Trained", device: "torch.device") -> "Iterator[Result]":
@@ -140,8 +152,10 @@ def harness(options: argparse.Namespace, trained: "Trained", device: "torch.devi
     """Tasks of lm-evaluation-harness."""
     from tasks.checkpoints import check_family
     from tasks.evaluation.harness import run_tasks
+    from tasks.evaluation.text import check_writes
 
     check_family(trained, "--harness", ("gpt",))
+    check_writes(trained, "--harness")
     yield from run_tasks(
         trained, device, options.harness, folder=options.harness_tasks, limit=options.limit, shots=options.shots
     )
@@ -150,6 +164,7 @@ def harness(options: argparse.Namespace, trained: "Trained", device: "torch.devi
 MEASURES = {
     ("text",): text,
     ("dataset",): dataset,
+    ("examples",): examples,
     ("sts", "pairs", "retrieval", "classify"): vectors,
     ("mteb",): mteb,
     ("harness",): harness,

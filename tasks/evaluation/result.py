@@ -29,6 +29,8 @@ class Result:
     """Whatever the numbers depend on beside model and source."""
     report: dict[str, dict[str, float]] = field(default_factory=dict)
     """Precision, recall, F1 and examples by class."""
+    entities: dict[str, dict[str, float]] = field(default_factory=dict)
+    """The same by type of entity."""
     confusion: list[list[int]] = field(default_factory=list)
     """Examples of each class of `report` (row) taken for each (column)."""
     reliability: list[dict[str, float]] = field(default_factory=list)
@@ -50,11 +52,11 @@ def _lines(result: Result) -> list[str]:
     lines = [f"{result.kind}: {result.source}" + (f" ({settings})" if settings else "")]
     width = max(map(len, result.metrics))
     lines += [f"  {name:<{width}}  {shown(value)}" for name, value in result.metrics.items()]
-    if result.report:
-        width = max(map(len, result.report))
-        columns = list(next(iter(result.report.values())))
+    for report in filter(None, (result.entities, result.report)):
+        width = max(map(len, report))
+        columns = list(next(iter(report.values())))
         lines.append(f"  {'':<{width}}  " + "  ".join(f"{name:>9}" for name in columns))
-        for name, row in result.report.items():
+        for name, row in report.items():
             lines.append(f"  {name:<{width}}  " + "  ".join(f"{shown(row[column]):>9}" for column in columns))
     return lines
 

@@ -8,6 +8,7 @@ import torch
 from config import ConfigError, DataError
 from config.objective_schema import Contrastive
 from config.schema import DataSection
+from config.supervised_schema import HEADED
 from data.dataset import load_tokenizer, open_dataset
 from data.documents import ReadOptions, read
 from data.manifest import Split
@@ -54,6 +55,14 @@ def read_dataset(folder: Path, split: Split, trained: Trained) -> Documents:
             ended = tokens[-1:] == [dataset.manifest.eod_id]
             last = number == shard.document_count - 1
             yield tokens[:-1] if ended else tokens, entry.text_bytes if last else 0
+
+
+def check_writes(trained: Trained, option: str) -> None:
+    """Raises ConfigError if the model has no language model's head."""
+    if isinstance(trained.objective, HEADED):
+        raise ConfigError(
+            f"{option} needs a language model, but this one was fine-tuned for {trained.objective.name}: give --examples"
+        )
 
 
 def check_tokenizer(folder: Path, trained: Trained) -> None:

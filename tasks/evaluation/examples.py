@@ -1,0 +1,134 @@
+"""Fine-tuned models on labelled examples: the full report of what validation sums up while training.
+
+Letters: B rows, T row length, D width, N targets, C labels.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from config import ConfigError, RunConfig
+from config.supervised_schema import Instruction, Labelled, Regression, SequenceToSequence, TokenClassification
+from data.batch import IGNORE, Batch
+from data.example_table import open_table
+from data.examples import ExampleRows, collate_examples
+from data.validation import fixed_batches
+from engine.objective import layout_of, to_device
+from model import generate
+from model.generation import inference
+from tasks import metrics
+from tasks.checkpoints import Trained
+from tasks.evaluation.result import Result
+from tasks.evaluation.vectors import classified
+
+ROWS = 32
+MOST_NEW_TOKENS = 128
+"""Of an answer to a prompt."""
+
+
+def on_examples(trained: Trained, path: str, device: torch.device) -> Result:
+    """Report on a file in the format and with the fields of the model's training examples.
+
+    Raises ConfigError if the model was not trained on examples; DataError for a bad line, a label that was not seen in
+    training, or a text that is too long.
+    """
+    recipe = trained.recipe
+    if recipe is None or recipe.data.examples is None:
+        raise ConfigError("--examples needs a run that was fine-tuned on examples (data.examples in its recipe)")
+    objective = recipe.objective
+    if isinstance(objective, Instruction):
+        recipe = recipe.model_copy(update={"objective": objective.model_copy(update={"packing": False})})
+    batches = read_examples(recipe, trained, path)
+    if isinstance(objective, SequenceToSequence | Instruction):
+        references, written = written_texts(trained, batches, device)
+        values = metrics.generation(references, written)
+        return Result(objective.name, path, "chrf", values | {"examples": len(written)})
+    rows = list(scored_rows(trained, batches, device))
+    score_NC, label_N = (np.concatenate(parts) for parts in zip(*rows, strict=True))
+    if isinstance(objective, Regression):
+        return Result(
+            objective.name, path, "spearman", metrics.regression(label_N, score_NC[:, 0]) | {"examples": len(rows)}
+        )
+    assert isinstance(objective, Labelled)
+    result = classified(objective.name, path, label_N, softmax(score_NC), objective.labels, {})
+    if isinstance(objective, TokenClassification) and any(name.startswith("B-") for name in objective.labels):
+        return entities(result, objective.labels, rows)
+    return result
+
+
+def read_examples(recipe: RunConfig, trained: Trained, path: str) -> list[Batch]:
+    """All examples of a file in its order."""
+    with tempfile.TemporaryDirectory() as cache:
+        config = recipe.model_copy(update={"run": recipe.run.model_copy(update={"folder": cache})})
+        rows = ExampleRows(open_table(path, config, trained.tokenizer), config)
+        number_N = np.arange(len(rows))
+        collate = collate_examples(rows, config, trained.tokenizer)
+        return fixed_batches(
+            collate, rows.locate(np.zeros_like(number_N), number_N), min(ROWS, len(rows)), rank=0, world_size=1
+        )
+
+
+def scored_rows(
+    trained: Trained, batches: list[Batch], device: torch.device
+) -> Iterator[tuple[NDArray[np.float32], NDArray]]:
+    """Scores [N, C] and labels [N] of each example's targets; fillers have none."""
+    with inference(trained.model):
+        for batch in batches:
+            assert batch.labels_BT is not None
+            types = {} if batch.token_types_BT is None else {"token_types_BT": to_device(batch.token_types_BT, device)}
+            hidden_BTD = trained.model(to_device(batch.tokens_BT, device), layout=layout_of(batch, device), **types)
+            for row, labels_T in enumerate(batch.labels_BT):
+                if (targets := np.flatnonzero(labels_T != IGNORE)).size:
+                    score_NC = trained.model.lm_head(hidden_BTD[row, torch.as_tensor(targets, device=device)])
+                    yield score_NC.float().cpu().numpy(), labels_T[targets]
+
+
+def written_texts(trained: Trained, batches: list[Batch], device: torch.device) -> tuple[list[str], list[str]]:
+    """References, and what the model writes greedily in their place."""
+    tokenizer, objective = trained.tokenizer, trained.objective
+    most = objective.target_length if isinstance(objective, SequenceToSequence) else MOST_NEW_TOKENS
+    references, written = [], []
+    for batch in batches:
+        assert batch.labels_BT is not None
+        rows = [row for row, labels_T in enumerate(batch.labels_BT) if (labels_T != IGNORE).any()]
+        for row in rows:
+            labels_T = batch.labels_BT[row]
+            references.append(tokenizer.decode(without_end(labels_T[labels_T != IGNORE].tolist(), tokenizer.eod_id)))
+        # A prompt ends where the first label is predicted: in a decoder of its own after the start token.
+        first = [int(np.argmax(batch.labels_BT[row] != IGNORE)) for row in rows]
+        prompts = [batch.tokens_BT[row, : place + 1].tolist() for row, place in zip(rows, first, strict=True)]
+        sources = None
+        if batch.source_BS is not None:
+            lengths_B = batch.source_lengths_B
+            assert lengths_B is not None
+            sources = [batch.source_BS[row, : lengths_B[row]].tolist() for row in rows]
+        made = generate(
+            trained.model,  # type: ignore[arg-type]
+            prompts, sources=sources, max_new_tokens=most, stop_ids=(tokenizer.eod_id,), temperature=0.0,
+        )  # fmt: skip
+        written += [tokenizer.decode(tokens) for tokens in made.new_tokens]
+    return references, written
+
+
+def entities(result: Result, labels: tuple[str, ...], rows: list[tuple[NDArray[np.float32], NDArray]]) -> Result:
+    """The result of a tagger with the scores of its entities."""
+    true = [[labels[number] for number in label_N] for _, label_N in rows]
+    predicted = [[labels[number] for number in score_NC.argmax(1)] for score_NC, _ in rows]
+    whole = metrics.sequence(true, predicted)
+    values = {f"entity_{name}": whole[name] for name in ("precision", "recall", "f1")}
+    return replace(
+        result, headline="entity_f1", metrics=values | result.metrics, entities=metrics.entity_report(true, predicted)
+    )
+
+
+def softmax(score_NC: NDArray[np.float32]) -> NDArray[np.float64]:
+    exponential_NC = np.exp(score_NC.astype(np.float64) - score_NC.max(1, keepdims=True))
+    return exponential_NC / exponential_NC.sum(1, keepdims=True)
+
+
+def without_end(tokens: list[int], end_id: int) -> list[int]:
+    return tokens[:-1] if tokens[-1:] == [end_id] else tokens
