@@ -123,7 +123,7 @@ OBJECTIVES = {
 }
 """What each family can learn; the first is its default."""
 
-WRITE_TEXT = ("causal_lm", "prefix_lm", "span_corruption", "masked_lm")
+WRITE_TEXT = ("causal_lm", "prefix_lm", "span_corruption", "masked_lm", "seq2seq", "instruction")
 """Objectives after which a model continues a prompt or fills in what it leaves out."""
 
 

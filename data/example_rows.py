@@ -174,8 +174,8 @@ class RowEncoder:
         except ValueError:
             known = ", ".join(self.objective.labels[:20])
             raise DataError(
-                f"{record[0]}: label {label_name(value)!r} is none of the {len(self.objective.labels)} that the model learns "
-                f"({known}): mend the line, or train with examples of it and name it in objective.labels"
+                f"{record[0]}: label {label_name(value)!r} is none of the {len(self.objective.labels)} labels of the training "
+                f"examples, which objective.labels names ({known}): mend the line, or train with examples of it"
             ) from None
 
     def _text(self, record: Record, name: str) -> str:

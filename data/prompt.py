@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from config import ConfigError
 from config.objective_schema import WRITE_TEXT, MaskedLM, ObjectiveConfig, PrefixLM, SpanCorruption
+from config.supervised_schema import Instruction, SequenceToSequence
 from data.specials import T5, special_names
 from data.tokenizer import Tokenizer
 
@@ -39,6 +40,10 @@ def encode_prompt(text: str, objective: ObjectiveConfig, tokenizer: Tokenizer) -
     if isinstance(objective, MaskedLM):
         begin, separator = tokenizer.ids_of(["[CLS]", "[SEP]"])
         return Prompt(text, [begin, *ids, separator], None, ())
+    if isinstance(objective, Instruction):
+        return Prompt(text, ids or [end], None, (end,))
+    if isinstance(objective, SequenceToSequence):
+        return Prompt(f"{text} → ", tokenizer.ids_of(T5[:1]), [*ids, end], (end,))
     if isinstance(objective, PrefixLM):
         return Prompt(text, tokenizer.ids_of(T5[:1]), [end, *ids], (end,))
     if isinstance(objective, SpanCorruption):

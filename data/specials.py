@@ -3,6 +3,7 @@
 from config.contrastive_schema import Similarity
 from config.objective_schema import SENTINELS, CausalLM, MaskedLM, ObjectiveConfig
 from config.schema import DataSection
+from config.supervised_schema import SequenceToSequence, Supervised
 from data.dataset import load_tokenizer
 from data.tokenizer import Tokenizer
 
@@ -16,6 +17,8 @@ def special_names(objective: ObjectiveConfig) -> tuple[str, ...]:
     model learns one after the other with the same tokenizer."""
     if isinstance(objective, CausalLM):
         return FIM if objective.fim_rate else ()
+    if isinstance(objective, Supervised) and not isinstance(objective, SequenceToSequence):
+        return ()
     return BERT if isinstance(objective, MaskedLM | Similarity) else T5
 
 

@@ -5,9 +5,16 @@ import os
 import sys
 
 from config import GroundworkError
-from tasks import embed, evaluate, export, generate, neighbours
+from tasks import embed, evaluate, export, finetune, generate, neighbours
 
-COMMANDS = {"embed": embed, "evaluate": evaluate, "export": export, "generate": generate, "neighbours": neighbours}
+COMMANDS = {
+    "embed": embed,
+    "evaluate": evaluate,
+    "export": export,
+    "finetune": finetune,
+    "generate": generate,
+    "neighbours": neighbours,
+}
 
 
 def main(arguments: list[str]) -> int:
@@ -15,7 +22,11 @@ def main(arguments: list[str]) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, module in COMMANDS.items():
         module.add_arguments(commands.add_parser(name, help=module.__doc__, description=module.__doc__))
-    options = parser.parse_args(arguments)
+    options, others = parser.parse_known_args(arguments)
+    if others and ("overrides" not in options or any(other.startswith("-") for other in others)):
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    if others:  # argparse finds section.key=value before the options alone
+        options.overrides += others
     try:
         return COMMANDS[options.command].run(options)
     except GroundworkError as error:

@@ -3,11 +3,18 @@
 import json
 import random
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.conftest import metrics, train, write_recipe
+from config import load_recipe
+from engine.checkpoint import find_checkpoint
+from engine.state import read_weights
+from tests.conftest import ROOT, environment, metrics, train, write_recipe
 
 MODEL = "vocab_size: 640, num_layers: 2, hidden_size: 32, num_heads: 4, max_positions: 64"
 ANIMALS, TOOLS = ("cat", "dog", "horse", "sheep"), ("hammer", "saw", "drill", "file")
@@ -105,7 +112,6 @@ def test_each_task_overfits_64_examples(pretrained, tmp_path, task):
     recipe = finetune_recipe(tmp_path, task, pretrained[TASKS[task][0]])
     run = train(recipe)
     assert run.returncode == 0, run.stderr
-    print(run.stdout)
     last = [record for record in metrics(tmp_path / "runs" / task) if "validation_loss" in record][-1]
     if task in ("seq2seq", "instruction"):
         assert last["validation_loss"] <= 0.05
@@ -113,3 +119,109 @@ def test_each_task_overfits_64_examples(pretrained, tmp_path, task):
         assert last["validation_pearson"] >= 0.99
     else:
         assert last["validation_accuracy"] == last["validation_f1"] == 1.0
+
+
+def run_finetune(*arguments: str | Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "tasks", "finetune", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=100)
+
+
+def write_csv(path: Path, labels: str = "01") -> Path:
+    path.write_text("".join(["text,label\n", *(f"the model {label},{label}\n" for label in labels * 8)]))
+    return path
+
+
+def test_the_command_writes_a_recipe_that_train_py_runs_and_keeps_the_best_of(pretrained, tmp_path):
+    files = ("--train", write_csv(tmp_path / "train.csv"), "--valid", write_csv(tmp_path / "valid.csv"))
+    recipe = tmp_path / "mine.yaml"
+    command = ["classification", pretrained["bert"], *files, "--recipe", recipe, "--epochs", "60", "--balanced"]
+    command += [f"run.folder={tmp_path}/runs", "optimizer.lr=3e-3", "engine.compile=off", "engine.precision=fp32"]
+    command += [
+        "monitor.tensorboard=false",
+        "monitor.peak_tflops=0.1",
+        "validation.patience=3",
+        "validation.every_steps=2",
+    ]
+    run = run_finetune(*command)
+    assert run.returncode == 0, run.stderr
+    config = load_recipe(str(recipe))
+    assert config.objective.labels == ("0", "1") and config.objective.class_weights == (1.0, 1.0)
+    (folder,) = (path for path in (tmp_path / "runs").iterdir() if path.name.startswith("classification"))
+    judged = {r["step"]: r["validation_f1"] for r in metrics(folder) if "validation_f1" in r}
+    best = max(judged, key=judged.get)
+    assert judged[best] == 1.0
+    assert (folder / "checkpoints/best").read_text().strip() == f"step_{best:08d}"
+    assert max(judged) == best + 3 * 2 < config.schedule.steps, "patience ends the run three validations after the best"
+    assert find_checkpoint(folder).name == f"step_{best:08d}"
+
+    again = train(recipe)
+    assert again.returncode == 0 and "is complete" in again.stdout and "ended" not in again.stderr
+    edited = recipe.read_text()
+    recipe.write_text(edited + "\n# mine\n")
+    refused = run_finetune(*command)
+    assert refused.returncode == 2 and "exists with other settings" in refused.stderr
+    assert recipe.read_text() == edited + "\n# mine\n"
+
+
+@pytest.mark.parametrize(
+    ("task", "train_text", "valid_text", "message"),
+    [
+        ("classification", "text,label\na,x\nb,y\n", "text,label\na,z\n", "valid.csv:2: label 'z' is none of the 2 labels"),
+        ("classification", "text,label\na,x\nb\n", "text,label\na,x\n", "train.csv:3: 1 columns, but the header has 2"),
+        ("classification", "text,label\na,x\nb,y\n", "words,label\na,x\n", "valid.csv:2: has no field 'text', only words, label"),
+        ("regression", "text,label\na,1\nb,2\n", "text,label\na,two\n", "valid.csv:2: label is 'two', not a number"),
+        ("relation", "text,label\n[E1]a[/E1] [E2]b[/E2],x\nb,y\n", "text,label\n", "train.csv:3: [E1] stands 0 times"),
+        ("classification", f"text,label\n{'word ' * 99},x\nb,y\n", "text,label\na,x\n", "leaves room for 62: raise it, or set data.examples.truncate"),
+        ("seq2seq", "text,label\na,x\n", "text,label\na,x\n", "is a model of family bert, and seq2seq is for family t5"),
+    ],
+)  # fmt: skip
+def test_wrong_examples_are_named_by_file_and_line(pretrained, tmp_path, task, train_text, valid_text, message):
+    for name, text in (("train", train_text), ("valid", valid_text)):
+        (tmp_path / f"{name}.csv").write_text(text)
+    files = ("--train", tmp_path / "train.csv", "--valid", tmp_path / "valid.csv", "--recipe", tmp_path / "r.yaml")
+    run = run_finetune(task, pretrained["bert"], *files, f"run.folder={tmp_path}/runs")
+    assert run.returncode == 2 and message in run.stderr, run.stderr
+    assert "Traceback" not in run.stderr and run.stderr.count("error:") == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.hidden_size=64", "hidden_size is 64, the source's 32"),
+        ("model.num_layers=3", "model.num_layers is 3, the source's 2"),
+        ("model.vocab_size=600", "embed_tokens.weight is [640, 32] there, [600, 32] here"),
+        ("run.start_from=nowhere", "nowhere"),
+        ('data.examples.valid=""', "data.examples.valid is needed to validate"),
+        ("objective.labels=[a, a]", "names a label twice"),
+        ("objective.class_weights=[1]", "class_weights has 1 numbers for 2 labels"),
+        ("validation.metric=spearman", "validation.metric spearman is none of loss, accuracy, f1"),
+    ],
+)
+def test_another_model_is_refused_by_name_and_both_numbers(pretrained, tmp_path, override, message):
+    run = train(finetune_recipe(tmp_path, "classification", pretrained["bert"]), override)
+    assert (run.returncode == 2 and message in run.stderr, run.stderr)
+
+
+def test_a_grown_vocabulary_keeps_the_old_rows_and_a_resumed_run_needs_no_source(pretrained, tmp_path):
+    recipe = finetune_recipe(tmp_path, "classification", pretrained["bert"])
+    source = tmp_path / "source"
+    shutil.copytree(pretrained["bert"], source)
+    run_options = (
+        f"run.start_from={source}",
+        "model.vocab_size=704",
+        "schedule.warmup_steps=0",
+        "optimizer.lr=1e-12",
+        "optimizer.weight_decay=0",
+    )
+    first = train(recipe, *run_options, "schedule.steps=1", "schedule.name=constant")
+    assert first.returncode == 0, first.stderr
+    assert "new rows: embed_tokens.weight 640 → 704" in " ".join(first.stdout.split())
+    before, after = (read_weights(find_checkpoint(path)) for path in (source, tmp_path / "runs/classification"))
+    assert torch.allclose(after["embed_tokens.weight"][:640], before["embed_tokens.weight"], atol=1e-9)
+    assert torch.allclose(
+        after["blocks.1.attention.q_proj.weight"], before["blocks.1.attention.q_proj.weight"], atol=1e-9
+    )
+    shutil.rmtree(source / "checkpoints/step_00000002/fragments")
+    again = train(recipe, *run_options, "schedule.steps=2", "schedule.name=constant")
+    assert again.returncode == 0, again.stderr
+    assert "those of the checkpoint" in again.stdout
