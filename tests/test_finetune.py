@@ -126,32 +126,22 @@ def run_finetune(*arguments: str | Path) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=100)
 
 
-def write_csv(path: Path, labels: str = "01") -> Path:
-    path.write_text("".join(["text,label\n", *(f"the model {label},{label}\n" for label in labels * 8)]))
-    return path
-
-
 def test_the_command_writes_a_recipe_that_train_py_runs_and_keeps_the_best_of(pretrained, tmp_path):
-    files = ("--train", write_csv(tmp_path / "train.csv"), "--valid", write_csv(tmp_path / "valid.csv"))
-    recipe = tmp_path / "mine.yaml"
-    command = ["classification", pretrained["bert"], *files, "--recipe", recipe, "--epochs", "120", "--balanced"]
-    command += [f"run.folder={tmp_path}/runs", "optimizer.lr=3e-3", "engine.compile=off", "engine.precision=fp32"]
-    command += [
-        "monitor.tensorboard=false",
-        "monitor.peak_tflops=0.1",
-        "validation.patience=3",
-        "validation.every_steps=2",
-    ]
+    examples, recipe = write_examples(tmp_path / "train.jsonl", "classification"), tmp_path / "mine.yaml"
+    command = ["classification", pretrained["bert"], "--train", examples, "--valid", examples, "--recipe", recipe]
+    command += ["--epochs", "100", "--balanced", f"run.folder={tmp_path}/runs", "optimizer.lr=5e-3"]
+    command += ["monitor.tensorboard=false", "monitor.peak_tflops=0.1", "engine.compile=off", "engine.precision=fp32"]
+    command += ["validation.patience=2", "validation.every_steps=20", "data.row_length=48"]
     run = run_finetune(*command)
     assert run.returncode == 0, run.stderr
     config = load_recipe(str(recipe))
-    assert config.objective.labels == ("0", "1") and config.objective.class_weights == (1.0, 1.0)
+    assert config.objective.labels == ("animal", "tool") and 0.5 < min(config.objective.class_weights) <= 1
     (folder,) = (path for path in (tmp_path / "runs").iterdir() if path.name.startswith("classification"))
     judged = {r["step"]: r["validation_f1"] for r in metrics(folder) if "validation_f1" in r}
     best = max(judged, key=judged.get)
     assert judged[best] == 1.0
     assert (folder / "checkpoints/best").read_text().strip() == f"step_{best:08d}"
-    assert max(judged) == best + 2 * 10 < config.schedule.steps, "patience ends the run two validations after the best"
+    assert max(judged) == best + 2 * 20 < config.schedule.steps, "patience ends the run two validations after the best"
     assert find_checkpoint(folder).name == f"step_{best:08d}"
 
     again = train(recipe)
@@ -225,3 +215,30 @@ def test_a_grown_vocabulary_keeps_the_old_rows_and_a_resumed_run_needs_no_source
     again = train(recipe, *run_options, "schedule.steps=2", "schedule.name=constant")
     assert again.returncode == 0, again.stderr
     assert "those of the checkpoint" in again.stdout
+
+
+@pytest.mark.slow
+def test_two_ranks_under_zero_3_learn_and_score_as_one_process(pretrained, tmp_path):
+    found = []
+    for name, launcher, options in (
+        ("one", (), ("engine.ds_config=zero0",)),
+        ("two", two_ranks(), ("engine.ds_config=zero3", "batch.micro_batch_size=4")),
+    ):
+        recipe = finetune_recipe(tmp_path, "token_classification", pretrained["bert"])
+        options = (
+            *options,
+            f"run.name={name}",
+            "schedule.steps=6",
+            "validation.every_steps=3",
+            "objective.head_dropout=0",
+        )
+        run = train(recipe, *options, launcher=launcher)
+        assert run.returncode == 0, run.stderr
+        found.append([record for record in metrics(tmp_path / "runs" / name) if "validation_loss" in record])
+    for one, two in zip(*found, strict=True):
+        assert one["validation_loss"] == pytest.approx(two["validation_loss"], abs=1e-5)
+        assert (one["validation_accuracy"], one["validation_f1"]) == (two["validation_accuracy"], two["validation_f1"])
+
+
+def two_ranks() -> tuple[str, ...]:
+    return (str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node=2")
