@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from config import ConfigError, DataError
-from config.objective_schema import Contrastive
+from config.objective_schema import MaskedLM, PrefixLM, SpanCorruption
 from config.schema import DataSection
 from config.supervised_schema import HEADED
 from data.dataset import load_tokenizer, open_dataset
@@ -109,12 +109,13 @@ def held_out_loss(
 ) -> Result:
     """Loss in nats a target of each part of the model's objective on fixed rows of a dataset, drawn as for validation.
 
-    Raises DataError as `check_tokenizer`, ConfigError after contrastive training, whose loss depends on the batch.
+    Raises DataError as `check_tokenizer`, ConfigError if the objective does not learn from text alone.
     """
-    if isinstance(trained.objective, Contrastive):
-        raise ConfigError(
-            "a contrastive model is judged by its vectors: give --sts, --pairs, --retrieval or --classify"
+    if not isinstance(trained.objective, MaskedLM | SpanCorruption | PrefixLM):
+        fitting = (
+            "--sts, --pairs, --retrieval or --classify" if "contrastive" in trained.objective.name else "--examples"
         )
+        raise ConfigError(f"--dataset has no loss of objective {trained.objective.name} to measure: give {fitting}")
     check_tokenizer(folder, trained)
     masking = trained.recipe is not None and trained.recipe.data.document_masking
     data = DataSection.model_validate(

@@ -149,7 +149,7 @@ def test_what_cannot_be_predicted_is_said(corpus, tmp_path):
         predict(gpt, [([], 0)], "x", 8, None, CPU)
     with pytest.raises(DataError, match=r"written with tokenizer \w{16}, but the model's is \w{16}: prepare it again"):
         next(read_dataset(corpus, "valid", gpt))
-    with pytest.raises(ConfigError, match="judged by its vectors: give --sts"):
+    with pytest.raises(ConfigError, match="no loss of objective contrastive to measure: give --sts"):
         held_out_loss(
             tiny_trained(tiny_config("bert", vocab_size=576), load_tokenizer(corpus), name="contrastive"),
             corpus, "valid", 32, 4, CPU,
