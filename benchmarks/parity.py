@@ -15,7 +15,7 @@ import model
 from config import BertConfig, GPTConfig, T5Config, TransformerConfig
 from model.convert import to_hf_names
 from model.hf import architecture, to_hf_config
-from tasks.hf_check import check_model
+from tasks.export.check import check_model
 
 SIZES: dict[str, Any] = dict(vocab_size=512, num_layers=4, hidden_size=64, num_heads=4, max_positions=128, init_std=0.1)
 CONFIGS: dict[str, TransformerConfig] = {

@@ -45,7 +45,7 @@ def make_encoder(tokenizer: Tokenizer, name: EncoderName) -> Encoder:
     import tiktoken
 
     spec = json.loads(tokenizer.spec)
-    split = _split_regex(spec["pre_tokenizer"])
+    split = split_regex(spec["pre_tokenizer"])
     assert split is not None
     encoding = tiktoken.Encoding("own", pat_str=split, mergeable_ranks=_ranks(spec), special_tokens={})
 
@@ -93,7 +93,7 @@ def _obstacle(spec: dict[str, Any]) -> str:
         return "the tokenizer normalises text"
     if ordinary := [token["content"] for token in spec["added_tokens"] if not token["special"]]:
         return f"{len(ordinary)} added tokens are not special ({ordinary[0]!r} is one)"
-    if _split_regex(spec["pre_tokenizer"]) is None:
+    if split_regex(spec["pre_tokenizer"]) is None:
         return "its pre-tokeniser is not one regex and bytes"
     return _merge_obstacle(model, _ranks(spec))
 
@@ -111,7 +111,7 @@ def _merge_obstacle(model: dict[str, Any], ranks: dict[bytes, int]) -> str:
     return ""
 
 
-def _split_regex(pre_tokenizer: dict[str, Any] | None) -> str | None:
+def split_regex(pre_tokenizer: dict[str, Any] | None) -> str | None:
     """The regex of a pre-tokeniser that cuts text into matches and spells them in bytes; None for any other kind."""
     match pre_tokenizer:
         case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}:

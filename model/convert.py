@@ -48,18 +48,28 @@ def load_hf(folder: str | Path, *, need_heads: bool = True) -> tuple[Transformer
 
 
 def save_hf(
-    folder: str | Path, config: TransformerConfig, state_dict: StateDict, *, token_ids: dict[str, int] | None = None
+    folder: str | Path,
+    config: TransformerConfig,
+    state_dict: StateDict,
+    *,
+    token_ids: dict[str, int] | None = None,
+    heads: bool = True,
 ) -> None:
     """Write model.safetensors and config.json such that their `from_pretrained(folder)` loads them.
 
-    `state_dict` is the model's, in any one floating dtype; `token_ids` are settings such as eos_token_id.
+    `state_dict` is the model's, in any one floating dtype; `token_ids` are settings such as eos_token_id. Without
+    `heads` it is their base model, as embedding models are published.
     Raises ConfigError when no architecture of theirs matches.
     """
     folder = Path(folder)
     dtype = str(next(iter(state_dict.values())).dtype).removeprefix("torch.")
     hf_config = to_hf_config(config, dtype=dtype, token_ids=token_ids)
+    weights, prefix = to_hf_names(config, state_dict), architecture(config).prefix
+    if not heads:
+        weights = {key.removeprefix(prefix): tensor for key, tensor in weights.items() if key.startswith(prefix)}
+        hf_config["architectures"] = [architecture(config).base_class]
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(to_hf_names(config, state_dict), folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(hf_config, indent=2) + "\n")
 
 

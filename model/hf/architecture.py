@@ -52,6 +52,11 @@ class Architecture:
     ignored: re.Pattern[str] | None = None
     """Tables and second copies that files keep beside the weights."""
 
+    @property
+    def base_class(self) -> str:
+        """Class of the model without heads."""
+        return re.split("For|LMHead", self.class_name)[0] + "Model"
+
 
 def resolve(config: TransformerConfig, setting: str) -> Any:
     return getattr(config, RESOLVED.get(setting, setting))

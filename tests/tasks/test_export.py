@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,14 +14,17 @@ from tokenizers.processors import TemplateProcessing
 
 import model.convert
 import tasks.checkpoints
-import tasks.hf_tokenizer
+import tasks.export.tokenizer
 from config import CheckpointError, ConfigError
+from config.objective_schema import CausalLM, MaskedLM, SpanCorruption
 from data.specials import BERT, T5
 from data.tokenizer import Tokenizer, byte_tokenizer
 from model.hf import architecture
+from tasks.checkpoints import Trained
 from tasks.export import export
 from tests.conftest import ROOT, environment, train
 from tests.model.tiny import tiny_config, tiny_model, tiny_t5
+from tests.tasks.framed import framed_bytes
 
 CONFIGS = {
     "gpt2": tiny_config("gpt2", vocab_size=320),
@@ -34,7 +36,8 @@ CONFIGS = {
     # As many blocks in both stacks: transformers 5 sizes the cache of its decoder by its encoder.
     "t5": tiny_t5(vocab_size=384, num_decoder_layers=2),
 }
-SPECIALS = {"bert": BERT, "t5": T5}
+OBJECTIVES = {"gpt": CausalLM(), "bert": MaskedLM(), "t5": SpanCorruption()}
+SPECIALS = {"t5": T5}
 
 
 @pytest.fixture
@@ -42,8 +45,9 @@ def trained(monkeypatch):
     """Makes a random tiny model the one that every path leads to."""
 
     def use(config: Any) -> Any:
-        built, tokenizer = tiny_model(config), byte_tokenizer().with_special_tokens(SPECIALS.get(config.family, ()))
-        loaded = SimpleNamespace(model=built, tokenizer=tokenizer, config=config)
+        tokenizer = framed_bytes() if config.family == "bert" else byte_tokenizer()
+        built, tokenizer = tiny_model(config), tokenizer.with_special_tokens(SPECIALS.get(config.family, ()))
+        loaded = Trained(built, tokenizer, config, OBJECTIVES[config.family], None)
         monkeypatch.setattr(tasks.checkpoints, "load_model", lambda path, device: loaded)
         return tokenizer
 
@@ -56,7 +60,8 @@ def test_every_architecture_is_exported_and_checked(name, dtype, trained, tmp_pa
     config, out = CONFIGS[name], tmp_path / "deep" / "out"
     tokenizer = trained(config)
     differences = export(tmp_path, out, dtype)
-    assert differences["float32"] <= 1e-5 and differences[dtype] <= 5e-2
+    kinds = {kind: differences[f"logits in {kind}, of the largest"] for kind in (dtype, "float32")}
+    assert kinds["float32"] <= 1e-5 and kinds[dtype] <= 5e-2
     assert {str(t.dtype) for t in load_file(out / "model.safetensors").values()} == {f"torch.{dtype}"}
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 
@@ -70,6 +75,7 @@ def test_every_architecture_is_exported_and_checked(name, dtype, trained, tmp_pa
     if config.family != "bert":
         ids = theirs.generation_config
         assert ids.eos_token_id == tokenizer.eod_id and ids.pad_token_id is not None
+        assert bool(ids.do_sample) == (config.family == "gpt")
         theirs.float().generate(**words("Once", return_tensors="pt"), max_new_tokens=3)
 
 
@@ -96,7 +102,7 @@ def test_special_tokens_that_training_did_not_add_are_not_exported(monkeypatch, 
     spec = tokenizers.Tokenizer.from_str(byte_tokenizer().spec)
     spec.post_processor = TemplateProcessing(single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 256)])
     config = CONFIGS["llama"]
-    loaded = SimpleNamespace(model=tiny_model(config), tokenizer=Tokenizer(spec.to_str()), config=config)
+    loaded = Trained(tiny_model(config), Tokenizer(spec.to_str()), config, CausalLM(), None)
     monkeypatch.setattr(tasks.checkpoints, "load_model", lambda path, device: loaded)
     export(tmp_path, tmp_path / "out")
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "out")("ab")["input_ids"] == [97, 98]
@@ -131,7 +137,7 @@ def test_a_missing_weight_leaves_nothing(trained, tmp_path, monkeypatch):
 
 def test_a_wrong_tokenizer_leaves_nothing(trained, tmp_path, monkeypatch):
     trained(CONFIGS["bert"])
-    monkeypatch.setattr(tasks.hf_tokenizer, "templates", lambda family, tokens: None)
+    monkeypatch.setattr(tasks.export.tokenizer, "templates", lambda kind, tokens: None)
     with pytest.raises(CheckpointError, match=r"export is refused: input_ids of .The quick"):
         export(tmp_path, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -146,7 +152,7 @@ def test_what_cannot_be_exported_is_refused(trained, tmp_path, monkeypatch):
         export(tmp_path, tmp_path / "taken")
     monkeypatch.setitem(sys.modules, "transformers", None)
     trained(CONFIGS["llama"])
-    with pytest.raises(ConfigError, match="pip install transformers"):
+    with pytest.raises(ConfigError, match=r"transformers is not installed: pip install -e"):
         export(tmp_path, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
@@ -167,7 +173,7 @@ def test_a_tied_bert_trained_by_two_ranks_under_zero_3(recipe, tmp_path):
     command = [sys.executable, "-m", "tasks", "export", str(tmp_path / "runs/tiny"), "--out", str(tmp_path / "out")]
     result = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert "same logits and tokens" in result.stdout
+    assert "compute the same logits and tokens" in result.stdout
     theirs = transformers.AutoModelForPreTraining.from_pretrained(tmp_path / "out")
     ours = tasks.checkpoints.load_model(tmp_path / "runs/tiny", torch.device("cpu")).model
     assert torch.equal(theirs.cls.predictions.decoder.weight, ours.embed_tokens.weight)

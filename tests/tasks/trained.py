@@ -10,7 +10,7 @@ from data.specials import BERT, T5
 from data.tokenizer import Tokenizer, byte_tokenizer
 from model import save_hf
 from tasks.checkpoints import Trained
-from tasks.hf_tokenizer import save_tokenizer
+from tasks.export.tokenizer import save_tokenizer
 from tests.model.tiny import tiny_model
 
 SPECIALS = {"gpt": (), "bert": BERT, "t5": T5}
@@ -28,6 +28,6 @@ def tiny_trained(config: Any, tokenizer: Tokenizer | None = None, **objective: A
 
 def save_folder(trained: Trained, folder: Path) -> Path:
     """What transformers reads."""
-    token_ids = save_tokenizer(folder, trained.tokenizer, trained.config)
+    token_ids = save_tokenizer(folder, trained)
     save_hf(folder, trained.config, trained.model.state_dict(), token_ids=token_ids)
     return folder

@@ -3,6 +3,7 @@
 Letters: B rows, T row length, V vocabulary.
 """
 
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from config import CheckpointError, ConfigError
-from data.tokenizer import Tokenizer
+from config import CheckpointError, ConfigError, TransformerConfig
 from model import T5, Bert, Layout, Model
 from model.hf import architecture
-from tasks.hf_tokenizer import special_tokens
+from tasks.checkpoints import Trained
+from tasks.export.tokenizer import row_kind, special_tokens
 
 ROWS, LENGTH = 2, 192
 """Of the random tokens; longer than ModernBERT's windows."""
@@ -27,23 +28,29 @@ TEXTS = (
 
 
 def import_transformers() -> Any:
+    return require("transformers", "export is checked with transformers")
+
+
+def require(name: str, why: str) -> Any:
+    """A module of the extra `export`. Raises ConfigError if it is not installed."""
     try:
-        import transformers
+        return importlib.import_module(name)
     except ImportError:
-        raise ConfigError(
-            "export is checked with transformers, which is not installed: pip install transformers"
-        ) from None
-    return transformers
+        raise ConfigError(f"{why}, but {name} is not installed: pip install -e .[export]") from None
 
 
-def check_tokenizer(folder: Path, ours: Tokenizer, family: str) -> None:
+def check_tokenizer(folder: Path, trained: Trained) -> None:
     """Raises CheckpointError if AutoTokenizer reads other ids, other text or other special tokens out of the folder."""
-    theirs = import_transformers().AutoTokenizer.from_pretrained(folder)
-    tokens = special_tokens(ours, family)
+    theirs, ours, kind = (
+        import_transformers().AutoTokenizer.from_pretrained(folder),
+        trained.tokenizer,
+        row_kind(trained),
+    )
+    tokens = special_tokens(ours, kind)
     ids = dict(zip(tokens, ours.ids_of(tuple(tokens.values())), strict=True))
     for role, token in tokens.items():
         _same(role, (getattr(theirs, role), getattr(theirs, f"{role}_id")), (token, ids[role]))
-    before, after = {"bert": ("cls_token", "sep_token"), "t5": (None, "eos_token")}.get(family, (None, None))
+    before, after = {"bert": ("cls_token", "sep_token"), "t5": (None, "eos_token")}.get(kind, (None, None))
     for text in TEXTS:
         plain = ours.encode(text)
         _same(f"tokens of {text!r}", theirs.encode(text, add_special_tokens=False), plain)
@@ -58,19 +65,21 @@ def _same(what: str, theirs: Any, ours: Any) -> None:
 
 
 @torch.no_grad()
-def check_model(folder: Path, ours: Model, dtype: str, tolerance: float) -> float:
-    """Largest difference between the logits of the two models in `dtype`, as a share of the largest logit.
+def check_model(folder: Path, ours: Model, dtype: str, tolerance: float, *, heads: bool = True) -> float:
+    """Largest difference between the logits of the two models in `dtype`, as a share of the largest logit. Without
+    `heads` hidden states are compared.
 
     Raises CheckpointError if it is above `tolerance`, or if weights are missing or left over.
     """
     ours = ours.to(getattr(torch, dtype)).eval()
-    auto_class = getattr(import_transformers(), architecture(ours.config).auto_class)
+    auto_class = getattr(import_transformers(), architecture(ours.config).auto_class if heads else "AutoModel")
     theirs, report = auto_class.from_pretrained(folder, dtype=getattr(torch, dtype), output_loading_info=True)
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if report[problem]:
-            raise CheckpointError(f"the export is refused: {problem} in transformers: {sorted(report[problem])[:5]}")
+        # BertModel has a pooler, which our models without pairs have not, and which embeddings do not read.
+        if named := sorted(name for name in report[problem] if heads or not str(name).startswith("pooler.")):
+            raise CheckpointError(f"the export is refused: {problem} in transformers: {named[:5]}")
     largest = 0.0
-    for what, expected, actual in _logits(ours, theirs.eval()):
+    for what, expected, actual in (_logits if heads else _hidden)(ours, theirs.eval()):
         scale = max(1.0, expected.abs().max().item())
         difference = (actual.float() - expected.float()).abs().max().item() / scale
         if not difference <= tolerance:
@@ -82,16 +91,29 @@ def check_model(folder: Path, ours: Model, dtype: str, tolerance: float) -> floa
     return largest
 
 
+def _hidden(ours: Any, theirs: Any) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """(what, ours, theirs) on random tokens of padded rows."""
+    tokens_BT, layout, text_BT = padded_rows(ours.config)
+    actual_BTD = theirs(tokens_BT, attention_mask=text_BT.long()).last_hidden_state
+    yield "hidden states", ours(tokens_BT, layout=layout)[text_BT], actual_BTD[text_BT]
+
+
+def padded_rows(config: TransformerConfig) -> tuple[Tensor, Layout, Tensor]:
+    """Random tokens [B, T], their layout, and where they are text and not padding [B, T]."""
+    length = min(LENGTH, config.max_positions)
+    tokens_BT = torch.randint(config.vocab_size, (ROWS, length), generator=torch.Generator().manual_seed(0))
+    lengths = [length, length // 2 + 1]
+    return tokens_BT, Layout.padded(lengths, length), torch.arange(length) < torch.tensor(lengths).unsqueeze(1)
+
+
 def _logits(ours: Any, theirs: Any) -> Iterator[tuple[str, Tensor, Tensor]]:
     """(what, ours, theirs) on random tokens, and on padded rows where the model reads both ways."""
-    generator = torch.Generator().manual_seed(0)
-    length = min(LENGTH, ours.config.max_positions)
+    generator = torch.Generator().manual_seed(1)
+    tokens_BT, layout, text_BT = padded_rows(ours.config)
 
     def draw(limit: int) -> Tensor:
-        return torch.randint(limit, (ROWS, length), generator=generator)
+        return torch.randint(limit, tokens_BT.shape, generator=generator)
 
-    tokens_BT, lengths = draw(ours.config.vocab_size), [length, length // 2 + 1]
-    layout, text_BT = Layout.padded(lengths, length), torch.arange(length) < torch.tensor(lengths).unsqueeze(1)
     if isinstance(ours, T5):
         source_BS = draw(ours.config.vocab_size)
         output = theirs(input_ids=source_BS, attention_mask=text_BT.long(), decoder_input_ids=tokens_BT)

@@ -1,0 +1,261 @@
+"""Exports beside transformers' files: sentence-transformers, ONNX, GGUF and the card, each read by its own software."""
+
+import json
+import sys
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+import yaml
+from sentence_transformers import SentenceTransformer
+
+import tasks.checkpoints
+import tasks.export
+from config import CheckpointError, ConfigError
+from config.objective_schema import CausalLM, Contrastive, MaskedLM
+from data.tokenizer import Tokenizer, byte_tokenizer
+from data.vocabulary import train_tokenizer
+from tasks.checkpoints import Trained
+from tasks.export import export, gguf_file, onnx_graph
+from tests.conftest import ROOT
+from tests.model.tiny import tiny_config, tiny_model
+from tests.tasks.framed import framed_bytes
+
+TEXTS = ["a text", "another, longer text about something else", "x" * 300]
+ENCODERS = {
+    "bert": tiny_config("bert", vocab_size=320),
+    "modernbert": tiny_config("modernbert", vocab_size=320, num_layers=4, local_window=5, max_positions=256),
+}
+DECODERS = {
+    "llama": tiny_config("llama", vocab_size=448),
+    "llama with biases, tied": tiny_config("llama", vocab_size=448, tied_embeddings=True, bias=True, head_size=16),
+    "qwen3": tiny_config("qwen3", vocab_size=448, head_size=16),
+    "gpt2": tiny_config("gpt2", vocab_size=448),
+}
+
+
+@pytest.fixture(scope="session")
+def bpe() -> Tokenizer:
+    return train_tokenizer([(ROOT / name).read_text() for name in ("train.py", "README.md", "CONTRIBUTING.md")], 400)
+
+
+@pytest.fixture
+def use(monkeypatch):
+    """Makes a random tiny model the one that every path leads to."""
+
+    def use(config, objective, tokenizer=None, **facts) -> Trained:
+        tokenizer = tokenizer or (framed_bytes() if config.family == "bert" else byte_tokenizer())
+        trained = Trained(tiny_model(config), tokenizer, config, objective, None, **facts)
+        monkeypatch.setattr(tasks.checkpoints, "load_model", lambda path, device: trained)
+        return trained
+
+    return use
+
+
+def states(trained: Trained, text: str) -> torch.Tensor:
+    """Token states [T, D] of [CLS] text [SEP], or of the text alone in a decoder; cut as sentence-transformers cuts."""
+    ids, room = trained.tokenizer.encode(text), trained.config.max_positions
+    if trained.config.family == "bert":
+        begin, end = trained.tokenizer.ids_of(["[CLS]", "[SEP]"])
+        ids = [begin, *ids[: room - 2], end]
+    with torch.no_grad():
+        return trained.model(torch.tensor([ids[:room]]))[0]
+
+
+POOL = {"cls": lambda x_TD: x_TD[0], "mean": lambda x_TD: x_TD.mean(0), "last": lambda x_TD: x_TD[-1]}
+
+
+@pytest.mark.parametrize(
+    "config, objective, pooling, dimensions",
+    [
+        (ENCODERS["bert"], MaskedLM(), None, None),
+        (ENCODERS["bert"], MaskedLM(), "cls", 12),
+        (ENCODERS["modernbert"], Contrastive(pooling="mean"), None, None),
+        (DECODERS["qwen3"], CausalLM(), "last", None),
+        (DECODERS["gpt2"], CausalLM(), "mean", 20),
+    ],
+    ids=["bert, default", "bert, cls", "modernbert, contrastive", "qwen3, last", "gpt2, mean"],
+)
+def test_sentence_transformers_makes_the_same_vectors(config, objective, pooling, dimensions, use, tmp_path):
+    trained = use(config, objective)
+    export(tmp_path, tmp_path / "out", pooling=pooling, dimensions=dimensions)
+    theirs = SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    assert theirs.max_seq_length == config.max_positions
+    expected = torch.stack([POOL[pooling or "mean"](states(trained, text)) for text in TEXTS])[:, :dimensions]
+    expected_ND = torch.nn.functional.normalize(expected, dim=1)
+    np.testing.assert_allclose(theirs.encode(TEXTS), expected_ND.numpy(), atol=2e-6)
+    hf = json.loads((tmp_path / "out/config.json").read_text())
+    embeds = pooling is not None or isinstance(objective, Contrastive)
+    assert hf["architectures"][0].endswith("Model") == embeds
+    # What vLLM and TEI read: switches of the pooling, and the types of the modules by their old names.
+    switches = json.loads((tmp_path / "out/1_Pooling/config.json").read_text())
+    assert [name for name, value in switches.items() if name.startswith("pooling_mode") and value] == [
+        {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens", "last": "pooling_mode_lasttoken"}[
+            pooling or "mean"
+        ]
+    ]
+    modules = json.loads((tmp_path / "out/modules.json").read_text())
+    assert modules[-1]["type"] == "sentence_transformers.models.Normalize"
+
+
+def test_a_decoder_that_only_writes_has_no_pooling(use, tmp_path):
+    use(DECODERS["llama"], CausalLM())
+    export(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out/modules.json").exists()
+
+
+def test_a_wrong_pooling_leaves_nothing(use, tmp_path, monkeypatch):
+    use(ENCODERS["bert"], MaskedLM())
+    monkeypatch.setattr(
+        "tasks.export.sentence.MODES", {"mean": "pooling_mode_cls_token", "cls": "pooling_mode_mean_tokens"}
+    )
+    with pytest.raises(CheckpointError, match=r"vectors of sentence-transformers differ by .*, more than 1e-05"):
+        export(tmp_path, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_onnxruntime_computes_the_same_states(name, use, tmp_path):
+    import onnxruntime
+
+    trained = use(ENCODERS[name], MaskedLM())
+    differences = export(tmp_path, tmp_path / "out", onnx=True)
+    assert differences["hidden states of ONNX"] <= 1e-4
+    session = onnxruntime.InferenceSession(tmp_path / "out" / onnx_graph.FILE)
+    tokens_BT = torch.randint(320, (5, 17), generator=torch.Generator().manual_seed(3))
+    inputs = {"input_ids": tokens_BT.numpy(), "attention_mask": torch.ones_like(tokens_BT).numpy()}
+    if name == "bert":
+        inputs["token_type_ids"] = torch.zeros_like(tokens_BT).numpy()
+    with torch.no_grad():
+        expected_BTD = trained.model(tokens_BT).numpy()
+    np.testing.assert_allclose(session.run(["last_hidden_state"], inputs)[0], expected_BTD, atol=1e-4)
+
+
+def test_a_wrong_graph_leaves_nothing(use, tmp_path, monkeypatch):
+    use(ENCODERS["bert"], MaskedLM())
+    right = onnx_graph.States.forward
+
+    def forward(self, input_ids, attention_mask, token_type_ids=None):
+        return right(self, input_ids, attention_mask, token_type_ids) * 1.001
+
+    monkeypatch.setattr(onnx_graph.States, "forward", forward)
+    with pytest.raises(CheckpointError, match=r"states of the ONNX graph differ by .* more than 0\.0001"):
+        export(tmp_path, tmp_path / "out", onnx=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", DECODERS)
+def test_llama_cpp_computes_the_same(name, dtype, use, bpe, tmp_path):
+    """The export asks llama.cpp itself; what the file says is read once more by the gguf package's reader."""
+    config = DECODERS[name]
+    trained = use(config, CausalLM(), bpe)
+    difference = export(tmp_path, tmp_path / "out", dtype, gguf=True)["log-probabilities of llama.cpp"]
+    assert difference <= (5e-2 if dtype == "bfloat16" else 1e-2 if name == "gpt2" else 2e-5)
+    reader = gguf.GGUFReader(tmp_path / "out" / gguf_file.FILE)
+    tensors = {
+        t.name: gguf.dequantize(t.data, t.tensor_type).reshape(list(reversed(t.shape.tolist()))) for t in reader.tensors
+    }
+    state = trained.model.state_dict()
+    np.testing.assert_array_equal(tensors["token_embd.weight"], state["embed_tokens.weight"].float().numpy())
+    down = "blocks.1.feed_forward.down_proj.weight"
+    np.testing.assert_array_equal(tensors["blk.1.ffn_down.weight"], state[down].float().numpy())
+    assert ("output.weight" in tensors) == (not config.tied_embeddings)
+    matrix = next(t for t in reader.tensors if t.name == "blk.0.ffn_up.weight")
+    assert matrix.tensor_type.name == {"float32": "F32", "bfloat16": "BF16"}[dtype]
+    tokens = reader.fields["tokenizer.ggml.tokens"]
+    assert len(tokens.data) == 448 and tokens.contents(bpe.eod_id) == "<|endoftext|>"
+
+
+def test_a_llama_whose_queries_are_not_interleaved_leaves_nothing(use, bpe, tmp_path, monkeypatch):
+    use(DECODERS["llama"], CausalLM(), bpe)
+    monkeypatch.setattr(gguf_file, "interleaved", lambda tensor, width: tensor)
+    with pytest.raises(CheckpointError, match=r"log-probabilities of llama.cpp differ by"):
+        export(tmp_path, tmp_path / "out", gguf=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tokenizer_under_a_wrong_name_leaves_nothing(use, bpe, tmp_path, monkeypatch):
+    use(DECODERS["llama"], CausalLM(), bpe)
+    monkeypatch.setattr(gguf_file, "pre_tokenizer", lambda tokenizer: "bloom")
+    with pytest.raises(CheckpointError, match=r"tokens of .* in llama.cpp"):
+        export(tmp_path, tmp_path / "out", gguf=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "config, wishes, message",
+    [
+        (
+            ENCODERS["bert"],
+            {"gguf": True},
+            r"--gguf is for decoders.*family bert: leave it out; --onnx is for encoders",
+        ),
+        (
+            DECODERS["llama"],
+            {"onnx": True},
+            r"--onnx is for encoders.*family gpt: leave it out; --gguf is for decoders",
+        ),
+        (DECODERS["llama"], {"gguf": True}, r"no equivalent of this tokenizer"),
+        (tiny_config("mistral", sliding_window=9), {"gguf": True}, r"sliding_window 9 has no equivalent in llama\.cpp"),
+        (tiny_config("gpt2", activation="relu"), {"gguf": True}, r"gpt2 computes activation gelu_tanh, not relu"),
+        (ENCODERS["bert"], {"dimensions": 33}, r"dimensions 33: the model has 32"),
+        (DECODERS["llama"], {"pooling": "cls"}, r"pooling cls is the first token's state"),
+    ],
+)
+def test_what_a_format_does_not_have_is_refused(config, wishes, message, use, tmp_path):
+    use(config, CausalLM() if config.family == "gpt" else MaskedLM())
+    with pytest.raises(ConfigError, match=message):
+        export(tmp_path, tmp_path / "out", **wishes)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("wish, package", [("onnx", "onnxruntime"), ("gguf", "xllamacpp")])
+def test_a_missing_package_is_one_message(wish, package, use, bpe, tmp_path, monkeypatch):
+    use(ENCODERS["bert"] if wish == "onnx" else DECODERS["llama"], CausalLM(), bpe)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ConfigError, match=rf"{package} is not installed: pip install -e \.\[export\]"):
+        export(tmp_path, tmp_path / "out", **{wish: True})
+
+
+def front_matter(folder: Path) -> dict:
+    _, facts, _ = (folder / "README.md").read_text().split("---\n", 2)
+    return yaml.safe_load(facts)
+
+
+def test_the_card_of_a_folder_without_a_run(use, tmp_path):
+    use(ENCODERS["bert"], Contrastive(pooling="cls"))
+    export(tmp_path, tmp_path / "out")
+    assert front_matter(tmp_path / "out") == {
+        "library_name": "sentence-transformers",
+        "pipeline_tag": "sentence-similarity",
+        "tags": ["groundwork", "bert", "sentence-transformers", "sentence-similarity", "feature-extraction"],
+    }
+    text = (tmp_path / "out/README.md").read_text()
+    assert "pooling cls, 32 dimensions" in text and "AutoModel" not in text
+
+
+@pytest.mark.slow
+def test_the_card_of_a_run(recipe, tmp_path):
+    """Its Python code runs, its recipe loads, and it says what the run measured."""
+    from config import load_recipe
+    from tests.conftest import train
+
+    result = train(recipe, "schedule.steps=4", "validation.every_steps=2", launcher=(sys.executable,))
+    assert result.returncode == 0, result.stderr
+    out = tmp_path / "out"
+    export(tmp_path / "runs/tiny", out)
+    text = (out / "README.md").read_text()
+    records = [json.loads(line) for line in (tmp_path / "runs/tiny/metrics.jsonl").read_text().splitlines()]
+    measured = [record["validation_loss"] for record in records if "validation_loss" in record]
+    assert f"| validation loss | {measured[-1]:.4f} after step 4 |" in text and "| steps | 4 |" in text
+    settings = text.split("```yaml\n")[1].split("```")[0]
+    (tmp_path / "again.yaml").write_text(settings)
+    assert load_recipe(str(tmp_path / "again.yaml")) == load_recipe(str(tmp_path / "runs/tiny/recipe.yaml"))
+    assert front_matter(out)["pipeline_tag"] == "text-generation"
+    code = text.split("```python\n")[1].split("```")[0].replace("FOLDER", str(out))
+    names: dict = {}
+    exec(code, names)
+    assert names["model"].config.vocab_size == names["model"].get_input_embeddings().num_embeddings
