@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ import model
 from config import GPTConfig
 
 PROMPT_TOKENS = 32
-SAMPLED = dict(temperature=0.8, top_p=0.95)
+SAMPLED: dict[str, Any] = dict(temperature=0.8, top_p=0.95)
 
 
 def main() -> None:
@@ -28,7 +29,7 @@ def main() -> None:
     config = GPTConfig(
         preset="llama", vocab_size=8192, num_layers=6, hidden_size=256, num_heads=4, num_kv_heads=4, max_positions=512
     )
-    ours = model.build(config)
+    ours: Any = model.build(config)
     model.init_weights(ours, config, seed=0)
     with torch.no_grad():
         ours.lm_head.weight.mul_(8)  # as sure of its tokens as a trained model

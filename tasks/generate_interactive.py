@@ -58,11 +58,13 @@ def command(line: str, options: argparse.Namespace) -> str:
         options.stop = [] if value == "none" else [value]
         return f"stop {options.stop}"
     try:
-        new = None if value == "none" else KINDS.get(name, float)(value)
+        new: float | None = None if value == "none" else KINDS.get(name, float)(value)
     except ValueError:
         return f"{name} takes a number or none, not {value!r}"
-    if (new is None and name in ("tokens", "temperature", "repetition_penalty")) or (name == "tokens" and new < 1):
-        return f"{name} has to be a number{', at least 1' if name == 'tokens' else ''}"
+    if new is None and name in ("tokens", "temperature", "repetition_penalty"):
+        return f"{name} has to be a number"
+    if name == "tokens" and new is not None and new < 1:
+        return f"tokens has to be at least 1, not {new}"
     if name != "tokens":
         Sampling(**{key: getattr(options, key) for key in SAMPLING} | {name: new})
     setattr(options, name, new)
