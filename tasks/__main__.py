@@ -5,16 +5,9 @@ import os
 import sys
 
 from config import GroundworkError
-from tasks import embed, evaluate, export, finetune, generate, neighbours
+from tasks import embed, evaluate, export, finetune, generate, neighbours, serve
 
-COMMANDS = {
-    "embed": embed,
-    "evaluate": evaluate,
-    "export": export,
-    "finetune": finetune,
-    "generate": generate,
-    "neighbours": neighbours,
-}
+COMMANDS = {"embed": embed, "evaluate": evaluate, "export": export, "finetune": finetune, "generate": generate, "neighbours": neighbours, "serve": serve}
 
 
 def main(arguments: list[str]) -> int:

@@ -37,9 +37,16 @@ class TextStream:
         self._write(self._held[: len(self._held) - keep])
         self._held = self._held[len(self._held) - keep :]
 
+    def finish(self) -> None:
+        """Write what was held back."""
+        self._write(self._held + (self.tokenizer.decode(self._tokens) if self._tokens else ""))
+        self._held = ""
+        self._tokens.clear()
+
     def close(self) -> None:
         """Write what was held back, and end the line."""
-        self._write(self._held + (self.tokenizer.decode(self._tokens) if self._tokens else "") + "\n")
+        self.finish()
+        self._write("\n")
 
     def _write(self, text: str) -> None:
         self.out.write(text)

@@ -1,0 +1,60 @@
+"""From the messages of a conversation to the tokens of a prompt."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from config import ConfigError
+from tasks.serve.errors import refuse
+from tasks.serve.requests import Message
+from tasks.serve.served import Served
+
+ROLES = {"system": "System", "developer": "System", "user": "User", "assistant": "Assistant"}
+
+
+class Template:
+    """The chat template of the model's folder (tokenizer_config.json or chat_template.jinja, as transformers reads them).
+
+    A model without one gets "User: …", "Assistant: …" and "System: …", one paragraph each, and stops before "\\nUser:".
+    """
+
+    def __init__(self, served: Served):
+        self.served, self.render = served, _find_template(served.folder)
+        self.stops = [] if self.render else ["\nUser:"]
+
+    def tokens(self, messages: list[Message]) -> list[int]:
+        """Raises ApiError 400 if the template refuses the conversation."""
+        if self.render is None:
+            turns = [f"{ROLES[message.role]}: {message.text}\n\n" for message in messages]
+            return self.served.prompt("".join(turns) + "Assistant:")
+        plain = [{"role": message.role, "content": message.text} for message in messages]
+        try:
+            text = self.render(messages=plain, add_generation_prompt=True)
+        except Exception as error:  # a template is a program, and raises what it likes
+            raise refuse(f"messages: the model's chat template refuses them: {error}", "messages") from None
+        added = json.loads(self.served.tokenizer.spec)["added_tokens"]
+        return self.served.tokenizer.encode_with(text, [token["content"] for token in added if token["special"]])
+
+
+def _find_template(folder: Path) -> Callable[..., str] | None:
+    config = folder / "tokenizer_config.json"
+    settings: dict[str, Any] = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    file = folder / "chat_template.jinja"
+    source = file.read_text(encoding="utf-8") if file.is_file() else settings.get("chat_template")
+    if not isinstance(source, str):
+        return None
+    try:
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+    except ImportError:
+        raise ConfigError(f"the chat template of {folder} needs jinja2: pip install -e .[serve]") from None
+
+    def raise_exception(message: str) -> None:
+        raise ValueError(message)
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.globals["raise_exception"] = raise_exception
+    for role in ("bos_token", "eos_token", "pad_token", "unk_token"):
+        token = settings.get(role) or ""
+        environment.globals[role] = token if isinstance(token, str) else token["content"]
+    return environment.from_string(source).render

@@ -1,0 +1,47 @@
+"""What a server accepts."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from config import ConfigError
+
+MAX_INPUTS = 2048
+"""Inputs of one embedding request, as at OpenAI."""
+MAX_TOKENS = 8192
+"""Tokens of one input, as at OpenAI; less if the model has fewer positions."""
+MAX_CHOICES = 128
+"""Completions that one request may ask for: prompts times n."""
+MAX_STOPS = 4
+"""Stop texts of one request, as at OpenAI."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    max_batch_tokens: int = 8192
+    """Tokens that are embedded, or read as prompts, at once. A longer input goes alone."""
+    max_batch_rows: int = 32
+    """Completions that are written at once; each keeps its keys and values in memory."""
+    max_waiting_tokens: int = 1 << 20
+    """Waiting tokens beyond which requests are turned away."""
+    max_body_bytes: int = 32 << 20
+    timeout: float = 120.0
+    """Seconds that a request may take, waiting included."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if not getattr(self, field.name) > 0:
+                option = field.name.replace("_", "-")
+                raise ConfigError(
+                    f"--{option} {getattr(self, field.name):g} is not above 0: give more, or leave it out"
+                )
+
+
+def read_keys(path: Path) -> tuple[str, ...]:
+    """The API keys in a file, one a line. Raises ConfigError if it cannot be read or has none."""
+    try:
+        keys = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--api-keys {path}: cannot be read: {error}") from None
+    if not keys:
+        raise ConfigError(f"--api-keys {path}: has no key: write one on each line")
+    return keys

@@ -1,0 +1,115 @@
+"""What clients may send. A parameter that this server does not have is refused by name, unless its value changes nothing."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from tasks.serve.errors import refuse
+from tasks.serve.limits import MAX_STOPS
+
+Tokens = Annotated[list[int], Field(min_length=1)]
+Input = str | Annotated[list[str], Field(min_length=1)] | Tokens | Annotated[list[Tokens], Field(min_length=1)]
+Stop = str | Annotated[list[str], Field(max_length=MAX_STOPS)] | None
+
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "presence_penalty": (0,), "frequency_penalty": (0,), "logit_bias": ({},), "echo": (False,), "best_of": (1,),
+    "suffix": ("",), "logprobs": (False,), "top_logprobs": (), "tools": ([],), "tool_choice": ("none",),
+    "functions": ([],), "function_call": ("none",), "parallel_tool_calls": (), "response_format": ({"type": "text"},),
+    "store": (False,), "metadata": ({},), "modalities": (["text"],), "audio": (), "prediction": (), "service_tier": ("auto", "default"),
+    "reasoning_effort": (), "web_search_options": (), "verbosity": (), "prompt_cache_key": (), "safety_identifier": (),
+}  # fmt: skip
+"""OpenAI's parameters that this server lacks, and the values that ask for nothing; null is one of each."""
+
+
+class ApiRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    model: str
+    user: str | None = None
+    """Whom the request is for; not used."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unsupported(cls, values: Any) -> Any:
+        """Raises ApiError for a parameter that would have to be ignored."""
+        if not isinstance(values, dict):
+            return values
+        lacking = NEUTRAL.keys() - cls.model_fields.keys() & values.keys()
+        for name in sorted(lacking):
+            value = values[name]
+            if value is not None and value not in NEUTRAL[name]:
+                raise refuse(f"{name} is not supported by this server: leave it out", name, "unsupported_parameter")
+        return {name: value for name, value in values.items() if name not in lacking}
+
+
+class EmbeddingRequest(ApiRequest):
+    input: Input
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+    """The first so many numbers of each vector, scaled to length 1 again."""
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    include_usage: bool = False
+    include_obfuscation: Literal[False] = False
+
+
+class WritingRequest(ApiRequest):
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    """Default 1; 0 takes the likeliest token."""
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    n: Annotated[int, Field(ge=1)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    stop: Stop = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    @model_validator(mode="after")
+    def _check_stream_options(self) -> "WritingRequest":
+        if self.stream_options is not None and not self.stream:
+            raise refuse("stream_options is only for stream=true", "stream_options")
+        return self
+
+    @property
+    def stops(self) -> list[str]:
+        return [text for text in ([self.stop] if isinstance(self.stop, str) else self.stop or []) if text]
+
+
+class CompletionRequest(WritingRequest):
+    prompt: Input
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Default 16."""
+
+
+class TextPart(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    name: None = None
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class ChatRequest(WritingRequest):
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Default: as many as the context holds."""
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> "ChatRequest":
+        if self.max_tokens is not None and self.max_completion_tokens is not None:
+            raise refuse("max_tokens and max_completion_tokens are one setting: give one of them", "max_tokens")
+        return self

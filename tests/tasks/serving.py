@@ -1,0 +1,59 @@
+"""Tiny models behind a real server: in a thread of this process, on a free port."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+
+from config import BertConfig, GPTConfig
+from config.objective_schema import CausalLM, MaskedLM
+from data.specials import BERT
+from data.tokenizer import byte_tokenizer
+from model import build, init_weights
+from tasks.serve.app import create_app
+from tasks.serve.limits import Limits
+from tasks.serve.served import Served
+
+SIZES = {"num_layers": 2, "hidden_size": 32, "num_heads": 4}
+
+
+def decoder(folder: Path = Path("none"), max_positions: int = 256) -> Served:
+    config = GPTConfig(vocab_size=257, max_positions=max_positions, **SIZES)
+    return Served("tiny-gpt", filled(config), byte_tokenizer(), CausalLM(), folder)
+
+
+def encoder(max_positions: int = 128) -> Served:
+    config = BertConfig(vocab_size=261, max_positions=max_positions, **SIZES)
+    return Served("tiny-bert", filled(config), byte_tokenizer().with_special_tokens(BERT), MaskedLM(), Path("none"))
+
+
+def filled(config):
+    model = build(config)
+    init_weights(model, config, seed=0)
+    for weight in model.parameters():  # at initialisation all texts are nearly alike
+        weight.data.mul_(3)
+    return model.eval()
+
+
+@contextmanager
+def serving(served: Served, limits: Limits = Limits(), keys: tuple[str, ...] = ()) -> Iterator[str]:  # noqa: B008
+    """The server's address."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        app = create_app(served, limits, keys)
+        server = uvicorn.Server(uvicorn.Config(app.state.guard, log_level="error", lifespan="on"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+        thread.start()
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(20)
+            assert not thread.is_alive()
