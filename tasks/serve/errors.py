@@ -7,7 +7,16 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from tasks.serve.limits import MAX_STOPS
+
 TYPES = {401: "invalid_request_error", 429: "rate_limit_error", 503: "server_error", 504: "server_error"}
+
+INPUT = (
+    "a text, a list of texts, a list of token ids, or a list of lists of token ids; "
+    "lists must not be empty, and texts must be Unicode"
+)
+ANY_OF = {"input": INPUT, "prompt": INPUT, "stop": f"a text or a list of at most {MAX_STOPS} texts"}
+"""Parameters of several forms."""
 
 
 class ApiError(HTTPException):
@@ -54,12 +63,8 @@ def explain(error: RequestValidationError) -> ApiError:
         return refuse(f"Unrecognized request argument supplied: {param}", param, "unknown_parameter")
     if first["type"] == "missing":
         return refuse(f"you must provide the parameter {'.'.join(path)}", param, "missing_required_parameter")
-    if param in ("input", "prompt"):
-        return refuse(
-            f"{param} must be a text, a list of texts, a list of token ids, or a list of lists of token ids; "
-            "the lists must not be empty",
-            param,
-        )
+    if param in ANY_OF:
+        return refuse(f"{param} must be {ANY_OF[param]}", param)
     return refuse(f"{'.'.join(path)}: {first['msg']}", param)
 
 

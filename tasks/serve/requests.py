@@ -2,14 +2,25 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from tasks.serve.errors import refuse
 from tasks.serve.limits import MAX_STOPS
 
+
+def check_text(text: str) -> str:
+    """A lone surrogate, which JSON can spell, is no text that a tokenizer reads."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("the text has half of a surrogate pair") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(check_text)]
 Tokens = Annotated[list[int], Field(min_length=1)]
-Input = str | Annotated[list[str], Field(min_length=1)] | Tokens | Annotated[list[Tokens], Field(min_length=1)]
-Stop = str | Annotated[list[str], Field(max_length=MAX_STOPS)] | None
+Input = Text | Annotated[list[Text], Field(min_length=1)] | Tokens | Annotated[list[Tokens], Field(min_length=1)]
+Stop = Text | Annotated[list[Text], Field(max_length=MAX_STOPS)] | None
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "presence_penalty": (0,), "frequency_penalty": (0,), "logit_bias": ({},), "echo": (False,), "best_of": (1,),
@@ -24,7 +35,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 class ApiRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    model: str
+    model: Text
     user: str | None = None
     """Whom the request is for; not used."""
 
@@ -87,14 +98,14 @@ class TextPart(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class Message(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    content: Text | Annotated[list[TextPart], Field(min_length=1)]
     name: None = None
 
     @property

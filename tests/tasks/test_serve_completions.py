@@ -1,0 +1,183 @@
+"""/v1/completions and /v1/chat/completions, as the unmodified OpenAI client sees them."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import openai
+import pytest
+import torch
+
+from model import generate
+from tasks.serve.served import Served
+from tests.tasks.serving import decoder, encoder, serving
+
+
+@pytest.fixture(scope="module")
+def served():
+    return decoder()
+
+
+@pytest.fixture(scope="module")
+def url(served):
+    with serving(served) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def client(url):
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+
+
+def alone(served: Served, prompt: list[int], count: int, **options) -> str:
+    found = generate(served.model, torch.tensor([prompt]), max_new_tokens=count, stop_ids=(256,), **options)
+    return served.tokenizer.decode(found.new_tokens[0])
+
+
+def test_a_completion_is_what_generate_writes(client, served):
+    ids = served.tokenizer.encode("The model")
+    expected = alone(served, [256, *ids], 20, temperature=0)
+    text = client.completions.create(model="tiny-gpt", prompt="The model", max_tokens=20, temperature=0)
+    assert text.choices[0].text == expected and text.choices[0].finish_reason == "length"
+    assert (text.usage.prompt_tokens, text.usage.completion_tokens, text.usage.total_tokens) == (10, 20, 30)
+    by_ids = client.completions.create(model="tiny-gpt", prompt=[256, *ids], max_tokens=20, temperature=0)
+    assert by_ids.choices[0].text == expected
+    drawn = client.completions.create(
+        model="tiny-gpt", prompt="The model", max_tokens=20, temperature=0.7, top_p=0.9, seed=5
+    )
+    assert drawn.choices[0].text == alone(served, [256, *ids], 20, temperature=0.7, top_p=0.9, seed=5)
+    assert len(client.completions.create(model="tiny-gpt", prompt="a", logprobs=None).choices) == 1
+
+
+def test_choices_of_several_prompts_are_in_order_and_repeatable(client, served):
+    options = {"model": "tiny-gpt", "prompt": ["one", "two"], "n": 2, "seed": 3, "max_tokens": 6}
+    first, second = (client.completions.create(**options) for _ in range(2))
+    texts = [choice.text for choice in first.choices]
+    assert texts == [choice.text for choice in second.choices] and len(set(texts)) == 4
+    assert [choice.index for choice in first.choices] == [0, 1, 2, 3]
+    prompts = [served.prompt("one")] * 2 + [served.prompt("two")] * 2
+    assert texts == [alone(served, prompt, 6, seed=3 + number) for number, prompt in enumerate(prompts)]
+
+
+def test_a_stream_is_the_same_text_with_usage_at_its_end(client):
+    options = {"model": "tiny-gpt", "prompt": ["Stream", "this"], "max_tokens": 12, "temperature": 0}
+    whole = client.completions.create(**options)
+    chunks = list(client.completions.create(**options, stream=True, stream_options={"include_usage": True}))
+    for number, choice in enumerate(whole.choices):
+        pieces = [piece for chunk in chunks for piece in chunk.choices if piece.index == number]
+        assert "".join(piece.text for piece in pieces) == choice.text
+        assert [piece.finish_reason for piece in pieces if piece.finish_reason] == [choice.finish_reason]
+        assert len(pieces) > 3
+    assert chunks[-1].choices == [] and chunks[-1].usage == whole.usage
+    assert all(chunk.usage is None for chunk in chunks[:-1])
+
+
+def test_stop_texts_end_a_completion_before_them(client, served):
+    expected = alone(served, served.prompt("Stop"), 40, temperature=0)
+    stop = expected[10:13]
+    options = {"model": "tiny-gpt", "prompt": "Stop", "max_tokens": 40, "temperature": 0, "stop": ["never", stop]}
+    text = client.completions.create(**options)
+    assert text.choices[0].text == expected[: expected.index(stop)] and text.choices[0].finish_reason == "stop"
+    streamed = "".join(chunk.choices[0].text for chunk in client.completions.create(**options, stream=True))
+    assert streamed == text.choices[0].text
+
+
+def test_a_conversation_is_written_as_a_prompt(client, served):
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "Hi"}]},
+    ]
+    options = {"model": "tiny-gpt", "messages": messages, "max_tokens": 15, "temperature": 0}
+    answer = client.chat.completions.create(**options)
+    prompt = served.prompt("System: Be brief.\n\nUser: Hi\n\nAssistant:")
+    assert answer.choices[0].message.content == alone(served, prompt, 15, temperature=0)
+    assert answer.choices[0].message.role == "assistant" and answer.usage.prompt_tokens == len(prompt)
+    chunks = list(client.chat.completions.create(**options, stream=True))
+    assert chunks[0].choices[0].delta.role == "assistant"
+    said = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert said == answer.choices[0].message.content and chunks[-1].choices[0].finish_reason == "length"
+
+
+def test_a_folder_s_own_chat_template_is_used(tmp_path):
+    template = (
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "[{{ m.role }}]{{ m.content }}{% endfor %}"
+    )
+    settings = {"chat_template": template, "bos_token": {"content": "<|endoftext|>"}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    served = decoder(tmp_path)
+    with serving(served) as url:
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        options = {"model": "tiny-gpt", "max_tokens": 5, "temperature": 0}
+        answer = client.chat.completions.create(messages=[{"role": "user", "content": "Hi"}], **options)
+        prompt = [256, *served.tokenizer.encode("[user]Hi")]
+        assert answer.choices[0].message.content == alone(served, prompt, 5, temperature=0)
+        with pytest.raises(openai.BadRequestError, match="no system"):
+            client.chat.completions.create(messages=[{"role": "system", "content": "Hi"}], **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_tokens": 0}, "max_tokens: .*greater than or equal to 1"),
+        ({"max_tokens": 300}, "maximum context length is 256 tokens, but prompt has 2 tokens and 300 more"),
+        ({"temperature": 2.5}, "temperature: .*less than or equal to 2"),
+        ({"top_p": 0}, "top_p: .*greater than 0"),
+        ({"n": 129}, "more than 128 completions"),
+        ({"stop": list("abcde")}, "stop must be a text or a list of at most 4 texts"),
+        ({"logprobs": 3}, "logprobs is not supported by this server: leave it out"),
+        ({"presence_penalty": 0.5}, "presence_penalty is not supported"),
+        ({"logit_bias": {"5": 10}}, "logit_bias is not supported"),
+        ({"echo": True}, "echo is not supported"),
+        ({"best_of": 3}, "best_of is not supported"),
+        ({"suffix": "end"}, "suffix is not supported"),
+        ({"stream_options": {"include_usage": True}}, "stream_options is only for stream=true"),
+        ({"extra_body": {"top_k": 5}}, "Unrecognized request argument supplied: top_k"),
+    ],
+)
+def test_wrong_requests_are_refused_with_the_reason(client, options, message):
+    with pytest.raises(openai.BadRequestError, match=message):
+        client.completions.create(model="tiny-gpt", prompt="a", **options)
+
+
+def test_parameters_that_ask_for_nothing_are_accepted(client):
+    nothing = {"presence_penalty": 0, "frequency_penalty": 0.0, "logit_bias": {}, "echo": False, "best_of": 1}
+    client.completions.create(model="tiny-gpt", prompt="a", user="someone", **nothing)
+
+
+def test_chat_refuses_what_it_cannot_do(client):
+    hello = [{"role": "user", "content": "Hi"}]
+    tool = {"type": "function", "function": {"name": "f"}}
+    for options, message in (
+        ({"messages": hello, "tools": [tool]}, "tools is not supported"),
+        ({"messages": hello, "response_format": {"type": "json_object"}}, "response_format is not supported"),
+        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "messages"),
+        ({"messages": []}, "messages: .*at least 1 item"),
+        ({"messages": hello, "max_tokens": 1, "max_completion_tokens": 2}, "give one of them"),
+    ):
+        with pytest.raises(openai.BadRequestError, match=message):
+            client.chat.completions.create(model="tiny-gpt", **options)
+
+
+def test_completions_that_overlap_are_written_in_one_batch(client, served, url):
+    prompts = ["p" * (number % 9 + 1) for number in range(24)]
+
+    def ask(prompt):
+        return client.completions.create(model="tiny-gpt", prompt=prompt, max_tokens=30, temperature=0).choices[0].text
+
+    with ThreadPoolExecutor(24) as pool:
+        texts = list(pool.map(ask, prompts))
+    assert texts == [alone(served, served.prompt(prompt), 30, temperature=0) for prompt in prompts]
+    counted = httpx.get(f"{url}/metrics").text
+    assert 'groundwork_batch_rows_bucket{le="4.0",work="write"}' in counted
+    larger = float(counted.split('groundwork_batch_rows_count{work="write"} ')[1].split()[0]) - float(
+        counted.split('groundwork_batch_rows_bucket{le="4.0",work="write"} ')[1].split()[0]
+    )
+    assert larger > 5
+
+
+def test_an_encoder_does_not_chat():
+    with serving(encoder()) as url:
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        with pytest.raises(openai.BadRequestError, match="tiny-bert does not complete text"):
+            client.chat.completions.create(model="tiny-bert", messages=[{"role": "user", "content": "Hi"}])

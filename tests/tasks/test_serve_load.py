@@ -1,0 +1,177 @@
+"""Back-pressure, time limits, clients that go away, and closing; with a model that waits when told to."""
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+import torch
+
+from tasks.serve.limits import Limits
+from tests.conftest import ROOT, environment, train
+from tests.tasks.serving import decoder, encoder, serving
+
+
+class Held:
+    """An encoder's `embed` that waits for `go` and remembers what it was asked."""
+
+    def __init__(self):
+        self.go, self.entered, self.batches = threading.Event(), threading.Event(), []
+
+    def __call__(self, rows):
+        self.batches.append(rows)
+        self.entered.set()
+        assert self.go.wait(20)
+        return torch.ones(len(rows), 32)
+
+
+@pytest.fixture
+def held(monkeypatch):
+    served, held = encoder(), Held()
+    monkeypatch.setattr(type(served), "embed", lambda self, rows: held(rows))
+    yield served, held
+    held.go.set()
+
+
+def post(url: str, text: str, timeout: float = 20) -> httpx.Response:
+    return httpx.post(f"{url}/v1/embeddings", json={"model": "tiny-bert", "input": text}, timeout=timeout)
+
+
+def wait_for(condition) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def waiting_tokens(url: str) -> float:
+    return float(httpx.get(f"{url}/metrics").text.split('groundwork_waiting_tokens{work="embed"} ')[1].split()[0])
+
+
+def test_what_waits_is_batched_and_what_is_too_much_is_turned_away(held):
+    served, model = held
+    with serving(served, Limits(max_batch_tokens=40, max_waiting_tokens=50)) as url, ThreadPoolExecutor(9) as pool:
+        first = pool.submit(post, url, "x")
+        assert model.entered.wait(20)
+        others = [pool.submit(post, url, "y" * 8) for _ in range(5)]  # 10 tokens each
+        wait_for(lambda: waiting_tokens(url) == 50)
+        refused = post(url, "z")
+        assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
+        assert refused.json()["error"]["type"] == "rate_limit_error"
+        model.go.set()
+        assert [answer.result().status_code for answer in (first, *others)] == [200] * 6
+        assert [len(batch) for batch in model.batches] == [1, 4, 1]
+
+
+def test_a_client_that_went_away_is_not_computed(held):
+    served, model = held
+    with serving(served) as url, ThreadPoolExecutor(9) as pool:
+        first = pool.submit(post, url, "x")
+        assert model.entered.wait(20)
+        with pytest.raises(httpx.ReadTimeout):
+            post(url, "gone", timeout=0.3)
+        wait_for(lambda: "groundwork_dropped_requests_total 1.0" in httpx.get(f"{url}/metrics").text)
+        last = pool.submit(post, url, "stays")
+        wait_for(lambda: waiting_tokens(url) > 7)
+        model.go.set()
+        assert first.result().status_code == last.result().status_code == 200
+        assert [len(row) for batch in model.batches[1:] for row in batch] == [7]
+
+
+def test_a_request_that_takes_too_long_gets_504(held):
+    served, model = held
+    with serving(served, Limits(timeout=0.3)) as url:
+        late = post(url, "x")
+        assert late.status_code == 504 and "longer than 0.3 s" in late.json()["error"]["message"]
+        model.go.set()
+
+
+def test_a_failing_model_is_500_and_the_next_request_works(monkeypatch):
+    served, fine = encoder(), encoder().embed
+
+    def fail_once(self, rows):
+        if len(rows[0]) == 3:
+            raise RuntimeError("out of memory")
+        return fine(rows)
+
+    monkeypatch.setattr(type(served), "embed", fail_once)
+    with serving(served) as url:
+        broken = post(url, "x")
+        assert broken.status_code == 500 and broken.json()["error"]["type"] == "server_error"
+        assert post(url, "xy").status_code == 200
+
+
+def test_a_stream_whose_client_leaves_stops_being_written():
+    served = decoder(max_positions=4096)
+    with serving(served) as url:
+        body = {"model": "tiny-gpt", "prompt": "a", "max_tokens": 4000, "stream": True}
+        with httpx.stream("POST", f"{url}/v1/completions", json=body) as answer:
+            next(answer.iter_lines())
+
+        def active() -> str:
+            return httpx.get(f"{url}/metrics").text.split("\ngroundwork_active_requests ")[1].split()[0]
+
+        wait_for(lambda: active() == "1.0")  # the request for the metrics itself
+
+        def written() -> str:
+            return httpx.get(f"{url}/metrics").text.split('groundwork_tokens_total{work="write"} ')[1].split()[0]
+
+        before = written()
+        time.sleep(0.3)
+        assert float(written()) - float(before) <= 1 and float(before) < 3500
+
+
+@pytest.mark.slow
+def test_the_command_serves_a_run_and_drains_on_sigterm(recipe, tmp_path):
+    assert train(recipe).returncode == 0
+    keys = tmp_path / "keys"
+    keys.write_text("secret\n")
+    command = [
+        sys.executable,
+        "-m",
+        "tasks",
+        "serve",
+        str(tmp_path / "runs/tiny"),
+        "--port",
+        "0",
+        "--api-keys",
+        str(keys),
+    ]
+    server = subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
+    lines = []
+    for line in server.stderr:
+        lines.append(line)
+        if "running on" in line:
+            break
+    url = line.split("running on ")[1].split()[0]
+    headers = {"Authorization": "Bearer secret"}
+    body = {"model": "tiny", "prompt": "the", "max_tokens": 50, "stream": True, "temperature": 0}
+    with httpx.Client(base_url=url, headers=headers, timeout=30) as client:
+        assert client.post("/v1/embeddings", json={"model": "tiny", "input": "the model"}).status_code == 200
+        with client.stream("POST", "/v1/completions", json={**body, "n": 64}) as stream:
+            events = stream.iter_lines()
+            next(events)
+            server.send_signal(signal.SIGTERM)
+            wait_for(lambda: httpx.get(f"{url}/health").status_code == 503)
+            refused = httpx.post(f"{url}/v1/completions", json=body, headers=headers)
+            assert refused.status_code == 503 and refused.headers["retry-after"]
+            assert [line for line in events if line][-1] == "data: [DONE]"
+    assert server.wait(20) == 0
+    server.stderr.close()
+
+
+def test_settings_that_cannot_work_are_refused(tmp_path):
+    from config import ConfigError
+    from tasks.serve.limits import read_keys
+
+    with pytest.raises(ConfigError, match="--max-batch-tokens 0 is not above 0"):
+        Limits(max_batch_tokens=0)
+    (tmp_path / "keys").write_text("\n")
+    with pytest.raises(ConfigError, match="has no key"):
+        read_keys(tmp_path / "keys")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_keys(tmp_path / "none")
