@@ -50,7 +50,7 @@ def create_app(served: Served, limits: Limits = Limits(), keys: Sequence[str] = 
     abilities = ["embeddings"] + (["completions", "chat"] if served.writes else [])
     card = {
         "id": served.name, "object": "model", "created": started, "owned_by": "groundwork",
-        "capabilities": abilities, "max_tokens": served.longest, "dimensions": served.model.config.hidden_size,
+        "capabilities": abilities, "max_tokens": served.longest, "dimensions": served.embedder.width,
     }  # fmt: skip
 
     @app.get("/")

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from io import StringIO
 from typing import Any
 
-import torch
-
-from model.continuous import Row
+from model.decoder import Request
+from model.sampling import Sampling, sequence_key
 from tasks.serve.chat import Template
 from tasks.serve.errors import refuse
 from tasks.serve.inputs import check_length, check_model, read_rows
@@ -158,18 +157,18 @@ def _start(
     choices = []
     for number, row in enumerate(row for row in rows for _ in range(each)):
         out = StringIO()
-        writing = Writing(_row(served, request, row, number), number, new_tokens(row), news)
+        writing = Writing(
+            Request(row, None, new_tokens(row), (served.tokenizer.eod_id,), _sampling(request, number)), number, news
+        )
         choices.append(Choice(writing, TextStream(served.tokenizer, out, stops), out))
     queue.start([choice.writing for choice in choices])
     return Answer(served.name, choices, news, sum(map(len, rows)), chat)
 
 
-def _row(served: Served, request: WritingRequest, prompt: list[int], number: int) -> Row:
-    temperature = 1.0 if request.temperature is None else request.temperature
-    generator = None
-    if request.seed is not None and temperature:
-        # Choices of one seed differ from each other, and each is the same again next time.
-        seed = (request.seed + number) % 2**63
-        generator = torch.Generator(served.model.embed_tokens.weight.device).manual_seed(seed)
-    top_p = None if request.top_p == 1 else request.top_p
-    return Row(prompt, temperature, top_p, generator)
+def _sampling(request: WritingRequest, number: int) -> Sampling:
+    """Choices of one seed differ from each other, and each is the same again next time."""
+    return Sampling(
+        temperature=1.0 if request.temperature is None else request.temperature,
+        top_p=request.top_p,
+        seed=None if request.seed is None else sequence_key(request.seed, number),
+    )

@@ -1,4 +1,5 @@
-"""Dynamic batching of embeddings: whatever came while the model was busy is computed next, up to a number of tokens."""
+"""Dynamic batching of embeddings: what came while the model was busy is computed next, up to a number of tokens, in rows
+of similar length."""
 
 import asyncio
 import time
@@ -33,7 +34,8 @@ class Text:
 
 class EmbeddingQueue:
     def __init__(self, served: Served, worker: Worker, limits: Limits, metrics: Metrics):
-        self.served, self.worker, self.metrics = served, worker, metrics
+        self.embedder, self.worker, self.metrics = served.embedder, worker, metrics
+        self.embedder.batch_tokens = limits.max_batch_tokens
         self.budget = limits.max_batch_tokens
         self.backlog = Backlog(limits.max_waiting_tokens)
         self.waiting: deque[Text] = deque()
@@ -58,19 +60,19 @@ class EmbeddingQueue:
                     await self._compute(batch)
 
     def _take(self) -> list[Text]:
-        """The longest waiting texts, up to the budget once padded; at least one, none of a client that is gone."""
+        """The texts that wait longest, up to the budget; at least one, none of a client that is gone."""
         batch: list[Text] = []
-        longest = 0
+        total = 0
         while self.waiting:
             text = self.waiting[0]
-            longest = max(longest, len(text.tokens))
             gone = text.request.finished.done()
-            if not gone and batch and longest * (len(batch) + 1) > self.budget:
+            if not gone and batch and total + len(text.tokens) > self.budget:
                 break
             self.waiting.popleft()
             self.backlog.tokens -= len(text.tokens)
             if not gone:
                 batch.append(text)
+                total += len(text.tokens)
         if not self.waiting:
             self.arrived.clear()
         return batch
@@ -78,7 +80,7 @@ class EmbeddingQueue:
     async def _compute(self, batch: list[Text]) -> None:
         since, tokens = time.monotonic(), sum(len(text.tokens) for text in batch)
         try:
-            vectors_BD = await self.worker.run(self.served.embed, [text.tokens for text in batch])
+            vectors_BD = await self.worker.run(self.embedder.encode_tokens, [text.tokens for text in batch])
         except Exception as error:  # the requests get it, and the next batch may do better
             for text in batch:
                 if not text.request.finished.done():

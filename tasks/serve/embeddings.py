@@ -19,10 +19,10 @@ async def answer(served: Served, queue: EmbeddingQueue, request: EmbeddingReques
         served,
         request.input,
         "input",
-        encode=lambda text: served.surround(served.tokenizer.encode(text)),
-        surround=served.surround,
+        encode=lambda text: served.embedder.framed(served.tokenizer.encode(text)),
+        surround=served.embedder.framed,
     )
-    width = served.model.config.hidden_size
+    width = served.embedder.width
     if request.dimensions is not None and request.dimensions > width:
         raise refuse(f"dimensions {request.dimensions} is more than the model's {width}", "dimensions")
     vectors_ND = await queue.embed(rows)

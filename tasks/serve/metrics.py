@@ -1,5 +1,7 @@
 """What Prometheus reads at /metrics."""
 
+from typing import Any
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -11,7 +13,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        known = {"registry": self.registry, "namespace": "groundwork"}
+        known: dict[str, Any] = {"registry": self.registry, "namespace": "groundwork"}
         self.requests = Counter("requests", "Requests answered", ["path", "status"], **known)
         self.seconds = Histogram("request_seconds", "Time of a request", ["path"], buckets=SECONDS, **known)
         self.active = Gauge("active_requests", "Requests that are being answered", **known)

@@ -18,8 +18,13 @@ def check_text(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(check_text)]
-Tokens = Annotated[list[int], Field(min_length=1)]
-Input = Text | Annotated[list[Text], Field(min_length=1)] | Tokens | Annotated[list[Tokens], Field(min_length=1)]
+Tokens = Annotated[list[int], Field(min_length=1, fail_fast=True)]
+Input = (
+    Text
+    | Annotated[list[Text], Field(min_length=1, fail_fast=True)]
+    | Tokens
+    | Annotated[list[Tokens], Field(min_length=1, fail_fast=True)]
+)
 Stop = Text | Annotated[list[Text], Field(max_length=MAX_STOPS)] | None
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {

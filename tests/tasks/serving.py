@@ -9,11 +9,12 @@ from pathlib import Path
 
 import uvicorn
 
-from config import BertConfig, GPTConfig
+from config import BertConfig, GPTConfig, RunConfig
 from config.objective_schema import CausalLM, MaskedLM
 from data.specials import BERT
 from data.tokenizer import byte_tokenizer
 from model import build, init_weights
+from tasks.checkpoints import Trained
 from tasks.serve.app import create_app
 from tasks.serve.limits import Limits
 from tasks.serve.served import Served
@@ -23,12 +24,19 @@ SIZES = {"num_layers": 2, "hidden_size": 32, "num_heads": 4}
 
 def decoder(folder: Path = Path("none"), max_positions: int = 256) -> Served:
     config = GPTConfig(vocab_size=257, max_positions=max_positions, **SIZES)
-    return Served("tiny-gpt", filled(config), byte_tokenizer(), CausalLM(), folder)
+    return Served("tiny-gpt", Trained(filled(config), byte_tokenizer(), config, CausalLM(), None), folder)
 
 
 def encoder(max_positions: int = 128) -> Served:
-    config = BertConfig(vocab_size=261, max_positions=max_positions, **SIZES)
-    return Served("tiny-bert", filled(config), byte_tokenizer().with_special_tokens(BERT), MaskedLM(), Path("none"))
+    config = BertConfig(vocab_size=261, max_positions=max_positions, pooler=False, **SIZES)
+    tokenizer = byte_tokenizer().with_special_tokens(BERT)
+    sections: dict = {
+        "data": {"datasets": [{"path": "none"}], "row_length": max_positions},
+        "batch": {"global_batch_size": 1, "micro_batch_size": 1},
+    }
+    sections |= {"model": config.model_dump(), "optimizer": {"lr": 1e-3}, "schedule": {"steps": 1}}
+    recipe = RunConfig.model_validate(sections)
+    return Served("tiny-bert", Trained(filled(config), tokenizer, config, MaskedLM(), recipe), Path("none"))
 
 
 def filled(config):

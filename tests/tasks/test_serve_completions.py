@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import openai
 import pytest
-import torch
 
 from model import generate
 from tasks.serve.served import Served
@@ -30,8 +29,12 @@ def client(url):
 
 
 def alone(served: Served, prompt: list[int], count: int, **options) -> str:
-    found = generate(served.model, torch.tensor([prompt]), max_new_tokens=count, stop_ids=(256,), **options)
-    return served.tokenizer.decode(found.new_tokens[0])
+    return together(served, [prompt], count, **options)[0]
+
+
+def together(served: Served, prompts: list[list[int]], count: int, **options) -> list[str]:
+    found = generate(served.model, prompts, max_new_tokens=count, stop_ids=(256,), **options)
+    return [served.tokenizer.decode(tokens) for tokens in found.new_tokens]
 
 
 def test_a_completion_is_what_generate_writes(client, served):
@@ -56,7 +59,7 @@ def test_choices_of_several_prompts_are_in_order_and_repeatable(client, served):
     assert texts == [choice.text for choice in second.choices] and len(set(texts)) == 4
     assert [choice.index for choice in first.choices] == [0, 1, 2, 3]
     prompts = [served.prompt("one")] * 2 + [served.prompt("two")] * 2
-    assert texts == [alone(served, prompt, 6, seed=3 + number) for number, prompt in enumerate(prompts)]
+    assert texts == together(served, prompts, 6, seed=3)
 
 
 def test_a_stream_is_the_same_text_with_usage_at_its_end(client):

@@ -17,7 +17,7 @@ from tests.tasks.serving import decoder, encoder, serving
 
 
 class Held:
-    """An encoder's `embed` that waits for `go` and remembers what it was asked."""
+    """An encoder's `encode_tokens` that waits for `go` and remembers what it was asked."""
 
     def __init__(self):
         self.go, self.entered, self.batches = threading.Event(), threading.Event(), []
@@ -32,7 +32,7 @@ class Held:
 @pytest.fixture
 def held(monkeypatch):
     served, held = encoder(), Held()
-    monkeypatch.setattr(type(served), "embed", lambda self, rows: held(rows))
+    monkeypatch.setattr(served.embedder, "encode_tokens", held)
     yield served, held
     held.go.set()
 
@@ -91,14 +91,15 @@ def test_a_request_that_takes_too_long_gets_504(held):
 
 
 def test_a_failing_model_is_500_and_the_next_request_works(monkeypatch):
-    served, fine = encoder(), encoder().embed
+    served = encoder()
+    fine = served.embedder.encode_tokens
 
-    def fail_once(self, rows):
+    def fail_once(rows):
         if len(rows[0]) == 3:
             raise RuntimeError("out of memory")
         return fine(rows)
 
-    monkeypatch.setattr(type(served), "embed", fail_once)
+    monkeypatch.setattr(served.embedder, "encode_tokens", fail_once)
     with serving(served) as url:
         broken = post(url, "x")
         assert broken.status_code == 500 and broken.json()["error"]["type"] == "server_error"
