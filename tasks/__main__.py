@@ -7,7 +7,15 @@ import sys
 from config import GroundworkError
 from tasks import embed, evaluate, export, finetune, generate, neighbours, serve
 
-COMMANDS = {"embed": embed, "evaluate": evaluate, "export": export, "finetune": finetune, "generate": generate, "neighbours": neighbours, "serve": serve}
+COMMANDS = {
+    "embed": embed,
+    "evaluate": evaluate,
+    "export": export,
+    "finetune": finetune,
+    "generate": generate,
+    "neighbours": neighbours,
+    "serve": serve,
+}
 
 
 def main(arguments: list[str]) -> int:
