@@ -4,7 +4,8 @@ import argparse
 import os
 import pty
 import re
-import signal
+import select
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,12 +13,9 @@ from pathlib import Path
 import pytest
 
 from config import ConfigError
-from config.objective_schema import CausalLM
-from data.tokenizer import byte_tokenizer
-from tasks.checkpoints import Trained
 from tasks.generate import add_arguments
-from tasks.generate_interactive import command, converse
-from tests.model.tiny import tiny_config, tiny_model
+from tasks.generate_interactive import command
+from tests.conftest import ROOT, environment
 
 
 def options(*more: str) -> argparse.Namespace:
@@ -29,36 +27,30 @@ def options(*more: str) -> argparse.Namespace:
 class Typist:
     """A terminal with `converse` at its other end."""
 
-    def __init__(self, home: Path, *more: str):
+    def __init__(self, history: Path, *more: str):
         self.seen = ""
-        self.child, self.terminal = pty.fork()
-        if self.child == 0:
-            sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__  # not pytest's
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            config = tiny_config(vocab_size=257, max_positions=4096)
-            trained = Trained(tiny_model(config), byte_tokenizer(), config, CausalLM(), None)
-            import tasks.generate_interactive as room
-
-            room.HISTORY = home / "history"
-            converse(trained, options(*more))
-            sys.stdout.flush()
-            os._exit(0)
+        self.terminal, other_end = pty.openpty()
+        command = [sys.executable, "-m", "tests.workers.conversation", str(history), *more]
+        ends = {"stdin": other_end, "stdout": other_end, "stderr": other_end}
+        self.child = subprocess.Popen(command, cwd=ROOT, env=environment(), start_new_session=True, **ends)
+        os.close(other_end)
 
     def type(self, text: str) -> None:
         os.write(self.terminal, text.encode())
 
-    def wait_for(self, pattern: str, seconds: float = 30) -> str:
+    def wait_for(self, pattern: str, seconds: float = 60) -> str:
         """What the terminal showed up to the pattern, which is then forgotten."""
         end = time.monotonic() + seconds
         while not (found := re.search(pattern, self.seen)):
-            assert time.monotonic() < end, f"no {pattern!r} in {self.seen!r}"
+            ready, _, _ = select.select([self.terminal], [], [], max(end - time.monotonic(), 0))
+            assert ready, f"no {pattern!r} in {self.seen!r}"
             self.seen += os.read(self.terminal, 4096).decode(errors="replace")
         shown, self.seen = self.seen[: found.end()], self.seen[found.end() :]
         return shown
 
 
 def test_a_conversation(tmp_path):
-    typist = Typist(tmp_path, "--tokens", "5", "--temperature", "0")
+    typist = Typist(tmp_path / "history", "--tokens", "5", "--temperature", "0")
     typist.wait_for("Ctrl-D leaves")
     typist.wait_for("> ")
     typist.type("the model\n")
@@ -81,7 +73,7 @@ def test_a_conversation(tmp_path):
     assert typist.wait_for("the model.*\n") == first
     typist.wait_for("> ")
     typist.type("\x04")
-    assert os.waitpid(typist.child, 0)[1] == 0
+    assert typist.child.wait(30) == 0
     assert "/tokens 4000" in (tmp_path / "history").read_text()
 
 
