@@ -5,6 +5,7 @@ import os
 import random
 import re
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,8 @@ import pytest
 from tests import forked
 
 ROOT = Path(__file__).parents[1]
+# Background jobs are started with Ctrl-C ignored, and what tests start would ignore it, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 WORDS = "the model reads a row of tokens and predicts each next one from those before it while loss falls step by step"
 
 
