@@ -3,14 +3,12 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from config.batch_ramp import batch_size_at
 from config.schema import RunConfig
 from config.supervised_schema import Instruction, Regression, SequenceToSequence
 from data.batch import IGNORE, Batch, Collate, sequences
-from data.blend import Mixture, Phase
 from data.example_rows import example_specials
 from data.example_table import ExampleTable, Ragged, open_table, pack
-from data.order import Order, derive_key
+from data.labelled import labelled_stream, rounded
 from data.source import read_tokenizer
 from data.specials import BERT, T5
 from data.stream import Stream
@@ -18,8 +16,6 @@ from data.tokenizer import Tokenizer
 from data.validation import fixed_batches
 
 Ids = NDArray[np.int64]
-GRANULE = 32
-"""Rows of a micro-batch are padded to the longest, rounded up to a multiple of this: few shapes to compile and to keep."""
 
 
 class ExampleRows:
@@ -54,24 +50,10 @@ def examples_tokenizer(config: RunConfig) -> Tokenizer:
 
 def open_example_stream(config: RunConfig, tokenizer: Tokenizer, *, rank: int = 0, world_size: int = 1) -> Stream:
     """The training examples of a recipe. Raises DataError as `open_table` does."""
-    data, batch = config.data, config.batch
-    assert data.examples is not None
-    rows = ExampleRows(open_table(data.examples.train, config, tokenizer), config)
-    key = derive_key(config.run.seed, rows.table.hash, 0)
-    order = Order(
-        rows.count_K, np.array([key], np.uint64), data.shuffle, data.shuffle_block_rows, data.shuffle_window_blocks
-    )
-    return Stream(
-        rows,
-        order,
-        Mixture([Phase(0, [1.0])]),
-        global_batch_size=lambda cursor: batch_size_at(batch, cursor, data.row_length),
-        micro_batch_size=batch.micro_batch_size,
-        rank=rank,
-        world_size=world_size,
-        collate=collate_examples(rows, config, tokenizer),
-        prefetch_steps=data.prefetch_steps,
-    )
+    assert config.data.examples is not None
+    rows = ExampleRows(open_table(config.data.examples.train, config, tokenizer), config)
+    collate = collate_examples(rows, config, tokenizer)
+    return labelled_stream(rows, rows.table.hash, collate, config, rank=rank, world_size=world_size)
 
 
 def open_held_out_examples(config: RunConfig, *, rank: int = 0, world_size: int = 1) -> list[Batch]:
@@ -150,7 +132,3 @@ def padded(lists: Ragged, numbers: list[int], filling: int, longest: int, dtype:
     for value_T, number, length in zip(value_BT, numbers, lengths_B.tolist(), strict=True):
         value_T[:length] = lists[number]
     return value_BT, lengths_B
-
-
-def rounded(length: int, longest: int) -> int:
-    return min(-(-length // GRANULE) * GRANULE, longest)

@@ -3,15 +3,13 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from config.batch_ramp import batch_size_at
 from config.contrastive_schema import ContrastivePairs
 from config.objective_schema import row_shape
 from config.schema import RunConfig
 from data.batch import Batch, Collate
-from data.blend import Mixture, Phase
 from data.draw import draw
 from data.example_files import content_hash
-from data.examples import rounded
+from data.labelled import labelled_stream, rounded
 from data.order import Order, derive_key
 from data.pair_files import Pair, PairRows
 from data.similar import similar_rows
@@ -32,24 +30,11 @@ def pairs_tokenizer(config: RunConfig) -> Tokenizer:
 
 def open_pair_stream(config: RunConfig, tokenizer: Tokenizer, *, rank: int = 0, world_size: int = 1) -> Stream:
     """The training pairs of a recipe. Raises DataError as `PairRows` does."""
-    data, batch = config.data, config.batch
-    assert data.pairs is not None
-    rows = _open_rows(data.pairs.train, config, rank, world_size)
-    key = derive_key(config.run.seed, content_hash(data.pairs.train), 0)
-    order = Order(
-        rows.count_K, np.array([key], np.uint64), data.shuffle, data.shuffle_block_rows, data.shuffle_window_blocks
-    )
-    return Stream(
-        rows,
-        order,
-        Mixture([Phase(0, [1.0])]),
-        global_batch_size=lambda cursor: batch_size_at(batch, cursor, rows.row_length),
-        micro_batch_size=batch.micro_batch_size,
-        rank=rank,
-        world_size=world_size,
-        collate=collate_pairs(rows, config, tokenizer, config.run.seed),
-        prefetch_steps=data.prefetch_steps,
-    )
+    assert config.data.pairs is not None
+    path = config.data.pairs.train
+    rows = _open_rows(path, config, rank, world_size)
+    collate = collate_pairs(rows, config, tokenizer, config.run.seed)
+    return labelled_stream(rows, content_hash(path), collate, config, rank=rank, world_size=world_size)
 
 
 def open_held_out_pairs(config: RunConfig, *, rank: int = 0, world_size: int = 1) -> list[Batch]:
