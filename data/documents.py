@@ -1,22 +1,17 @@
 """Readers: from a unit of work to its documents, in order, holding one batch of them in memory."""
 
-import gzip
 import io
 import json
 import tokenize
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from config import DataError
+from data.chunks import Advance, chunks
 
 TxtDocuments = Literal["file", "paragraph", "line"]
-Advance = Callable[[int], None]
-"""Called with the number of source bytes just read."""
-
-CHUNK_BYTES = 1 << 20
 LONGEST_DOCUMENT = 256 << 20
 
 
@@ -60,7 +55,7 @@ def read_files(unit: Unit, options: ReadOptions, advance: Advance) -> Iterator[D
     """Each file one document."""
     for path in unit.paths:
         content = bytearray()
-        for chunk in _chunks(path, advance):
+        for chunk in chunks(path, advance):
             content += chunk
             if len(content) > LONGEST_DOCUMENT:
                 raise DataError(
@@ -221,7 +216,7 @@ def _id_of(record: dict, field: str) -> str:
 def _lines(unit: Unit, advance: Advance) -> Iterator[tuple[int, bytes]]:
     """Lines of a unit's one file without their ends, numbered from 1 at the unit's start."""
     path, rest, number = unit.paths[0], b"", 0
-    for chunk in _chunks(path, advance, unit.start, unit.stop or None):
+    for chunk in chunks(path, advance, unit.start, unit.stop or None):
         first, *more = chunk.split(b"\n")
         rest += first
         if len(rest) > LONGEST_DOCUMENT:
@@ -238,56 +233,4 @@ def _lines_before(unit: Unit) -> int:
     """Line ends before a unit's start, to turn its line numbers into the file's."""
     if not unit.start:
         return 0
-    return sum(chunk.count(b"\n") for chunk in _chunks(unit.paths[0], lambda size: None, 0, unit.start))
-
-
-def _chunks(path: str, advance: Advance, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-    """The content of a file from byte start to stop, decompressed by its suffix (.gz, .zst), in pieces."""
-    try:
-        with open(path, "rb") as file:
-            if path.endswith(".gz"):
-                yield from _gzip_chunks(file, advance)
-            elif path.endswith(".zst"):
-                yield from _zstd_chunks(file, advance)
-            else:
-                yield from _plain_chunks(file, advance, start, stop)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path}: damaged or cut short ({error}); copy or download it again") from error
-
-
-def _plain_chunks(file: io.BufferedReader, advance: Advance, start: int, stop: int | None) -> Iterator[bytes]:
-    file.seek(start)
-    left = stop - start if stop is not None else None
-    while chunk := file.read(CHUNK_BYTES if left is None else min(CHUNK_BYTES, left)):
-        if left is not None:
-            left -= len(chunk)
-        advance(len(chunk))
-        yield chunk
-
-
-def _gzip_chunks(file: io.BufferedReader, advance: Advance) -> Iterator[bytes]:
-    position = 0
-    with gzip.GzipFile(fileobj=file) as content:
-        while chunk := content.read(CHUNK_BYTES):
-            advance(file.tell() - position)
-            position = file.tell()
-            yield chunk
-
-
-def _zstd_chunks(file: io.BufferedReader, advance: Advance) -> Iterator[bytes]:
-    """Frame by frame, because zstandard's own reader ends quietly where a file was cut short."""
-    import zstandard
-
-    frame = None
-    while compressed := file.read(CHUNK_BYTES // 64):
-        advance(len(compressed))
-        while compressed:
-            frame = frame or zstandard.ZstdDecompressor().decompressobj()
-            try:
-                yield frame.decompress(compressed)
-            except zstandard.ZstdError as error:
-                raise EOFError(str(error)) from error
-            compressed = frame.unused_data if frame.eof else b""
-            frame = None if frame.eof else frame
-    if frame is not None:
-        raise EOFError("the last frame does not end")
+    return sum(chunk.count(b"\n") for chunk in chunks(unit.paths[0], lambda size: None, 0, unit.start))

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from data.chunks import Advance
 from data.clean import Normalisation, clean, document_hash, is_valid
-from data.documents import Advance, ReadOptions, Unit, read
+from data.documents import ReadOptions, Unit, read
 from data.encode import Encoder, EncoderName, make_encoder
 from data.files import atomic_file, write_atomically
 from data.manifest import Record, ShardEntry, Split

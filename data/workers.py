@@ -12,7 +12,8 @@ from multiprocessing import connection
 from typing import Any
 
 from config import DataError
-from data.documents import Advance, Unit
+from data.chunks import Advance
+from data.documents import Unit
 from data.unit import Job, write_unit
 
 POLL_SECONDS = 0.2

@@ -33,7 +33,7 @@ def jsonl(*records):
 def small_units(monkeypatch):
     """Cut files that a test can afford to write."""
     monkeypatch.setattr(data.sources, "SMALLEST_UNIT", 40)
-    monkeypatch.setattr(data.documents, "CHUNK_BYTES", 64)
+    monkeypatch.setattr(data.chunks, "CHUNK_BYTES", 64)
 
 
 STORY = "one\nstill one\n\n\ntwo\r\n \nthree, höher\n"
