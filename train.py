@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from config import ConfigError, GroundworkError, RunConfig
+from config import GroundworkError, RunConfig
 from config.command_line import Answered, CommandLine, parse_command_line
 from config.objective_schema import WRITE_TEXT
 from config.parallel import data_rank_and_size
@@ -20,6 +20,9 @@ from config.rendezvous import rank_and_size
 if TYPE_CHECKING:
     from data.stream import Stream
     from data.tokenizer import Tokenizer
+    from engine.checkpoint import RunState
+    from engine.dist import World
+    from engine.runs import Run
 
 
 def main(arguments: list[str]) -> int:
@@ -29,7 +32,10 @@ def main(arguments: list[str]) -> int:
         command = parse_command_line(arguments, os.environ)
         if command.debug:
             command = with_something_to_read(command, is_main)
-        stream, tokenizer = open_data(command.config)
+        from data.training import open_training  # heavier than a typo's answer should wait for
+
+        readers = data_rank_and_size(command.config.engine, *rank_and_size(os.environ))
+        stream, tokenizer = open_training(command.config, *readers)
     except Answered as answer:
         return leave(str(answer), 0, is_main)
     except GroundworkError as error:
@@ -43,45 +49,6 @@ def main(arguments: list[str]) -> int:
         return leave("interrupted; the same command continues from the newest checkpoint", 130, is_main)
 
 
-def open_data(config: RunConfig) -> "tuple[Stream, Tokenizer]":
-    """The training data as this rank reads it. Raises DataError, or ConfigError if the model's vocabulary is too small."""
-    from data.examples import examples_tokenizer, open_example_stream
-    from data.pair_examples import open_pair_stream, pairs_tokenizer
-    from data.source import check_vocabulary
-    from data.specials import training_tokenizer
-    from data.stream import open_stream
-
-    examples, vocab_size = config.data.examples, config.model.vocab_size
-    labelled = config.data.examples or config.data.pairs
-    if config.data.pairs:
-        tokenizer = pairs_tokenizer(config)
-    else:
-        tokenizer = examples_tokenizer(config) if examples else training_tokenizer(config.data, config.objective)
-    if tokenizer.vocab_size > vocab_size:
-        source = (labelled.tokenizer or config.run.start_from) if labelled else config.data.datasets[0].path
-        raise ConfigError(
-            f"model.vocab_size {vocab_size:,} is smaller than the {tokenizer.vocab_size:,} tokens of {source} and objective "
-            f"{config.objective.name}: set it to at least that many, best to a multiple of 64"
-        )
-    if config.run.start_from and not labelled:
-        check_vocabulary(tokenizer, config.run.start_from)
-    rank, size = data_rank_and_size(config.engine, *rank_and_size(os.environ))
-    if examples:
-        return open_example_stream(config, tokenizer, rank=rank, world_size=size), tokenizer
-    if config.data.pairs:
-        return open_pair_stream(config, tokenizer, rank=rank, world_size=size), tokenizer
-    stream = open_stream(
-        config.data,
-        config.batch,
-        config.objective,
-        seed=config.run.seed,
-        vocab_size=vocab_size,
-        rank=rank,
-        world_size=size,
-    )
-    return stream, tokenizer
-
-
 def with_something_to_read(command: CommandLine, is_main: bool) -> CommandLine:
     from data.stand_in import with_stand_in
 
@@ -90,50 +57,58 @@ def with_something_to_read(command: CommandLine, is_main: bool) -> CommandLine:
 
 
 def train(command: CommandLine, stream: "Stream", tokenizer: "Tokenizer") -> int:
-    """Connect, resume, loop, close. Returns the exit code."""
+    """Connect, find the run, and unless it is complete, go on with it. Returns the exit code."""
     # Slow imports, only now: torch and deepspeed take seconds, and mistakes of the recipe have been reported before.
-    from torch.profiler import record_function
-
-    from engine.build import build_engine, open_held_out
-    from engine.checkpoint import RunState, load, save
     from engine.debugging import debugger, make_deterministic
     from engine.dist import connected
-    from engine.fault import StopRequest, exit_code
-    from engine.inspection import Inspector
-    from engine.monitor import Monitor
+    from engine.fault import exit_code
     from engine.runs import open_run, run_documents, summary
-    from engine.sample import sample_text
 
-    config, last = command.config, command.config.schedule.steps
-
-    def goes_on(state: RunState) -> bool:
-        return state.step < last and not config.validation.has_lost_patience(state.step, state.best_step)
-
-    documents = run_documents(config, tokenizer)
+    config, documents = command.config, run_documents(command.config, tokenizer)
     with ExitStack() as closing_up:
         world = closing_up.enter_context(connected(config.engine.communication_timeout))
         if command.debug_rank is not None:
             closing_up.enter_context(debugger(world, command.debug_rank))
         if command.debug:
             make_deterministic()
-        say = print if world.is_main else lambda *_: None
-        run = open_run(config, documents, world, say)
-        state = run.state
-        if goes_on(state):
-            held_out = open_held_out(config, world)
-            engine, setup = build_engine(config, world, resuming=run.checkpoint is not None)
-            if run.checkpoint:
-                load(run.checkpoint, engine.deepspeed, world)
-            say(setup.describe(config))
-            say(stream.describe(setup.derived.total_rows))
-            monitor = closing_up.enter_context(
-                closing(Monitor(run.folder, config, setup, world, first_step=state.step))
-            )
-            inspector = Inspector(engine, stream, run.folder, monitor.say)
-            steps = closing_up.enter_context(closing(stream.steps(state.cursor)))
-            stop = StopRequest(config.checkpoint.reserve_seconds)
+        run = open_run(config, documents, world, print if world.is_main else lambda *_: None)
+        state, stopping = run.state, 0
+        if not state.is_over(config):
+            state, stopping = take_steps(config, run, documents, world, stream, tokenizer)
+    if not state.is_over(config):
+        return exit_code(stopping)
+    if world.is_main:
+        print(summary(config, run.folder, command.recipe, state))
+    return 0
 
-        while goes_on(state):
+
+def take_steps(
+    config: RunConfig, run: "Run", documents: dict[str, str], world: "World", stream: "Stream", tokenizer: "Tokenizer"
+) -> "tuple[RunState, int]":
+    """Build, resume, loop. Returns the state after the last step, and why the run was stopped, 0 if it is over."""
+    from torch.profiler import record_function
+
+    from engine.build import build_engine, open_held_out
+    from engine.checkpoint import load, save
+    from engine.fault import StopRequest
+    from engine.inspection import Inspector
+    from engine.monitor import Monitor
+    from engine.sample import sample_text
+
+    state, last, stopping = run.state, config.schedule.steps, 0
+    held_out = open_held_out(config, world)
+    engine, setup = build_engine(config, world, resuming=run.checkpoint is not None)
+    if run.checkpoint:
+        load(run.checkpoint, engine.deepspeed, world)
+    with (
+        closing(Monitor(run.folder, config, setup, world, first_step=state.step)) as monitor,
+        closing(stream.steps(state.cursor)) as steps,
+    ):
+        monitor.say(setup.describe(config))
+        monitor.say(stream.describe(setup.derived.total_rows))
+        inspector = Inspector(engine, stream, run.folder, monitor.say)
+        stop = StopRequest(config.checkpoint.reserve_seconds)
+        while not stopping and not state.is_over(config):
             with inspector.step(state):
                 began = time.perf_counter()
                 with record_function("data"):
@@ -151,15 +126,12 @@ def train(command: CommandLine, stream: "Stream", tokenizer: "Tokenizer") -> int
                     if config.monitor.sample_tokens and config.objective.name in WRITE_TEXT:
                         monitor.sample(state.step, sample_text(engine, tokenizer, state.step))
                 is_best = config.validation.keep_best and state.best_step == state.step
-                if is_best or config.checkpoint.is_due(state.step, last, bool(stopping) or not goes_on(state)):
+                if is_best or config.checkpoint.is_due(state.step, last, bool(stopping) or state.is_over(config)):
                     keep = config.checkpoint.keep_last, config.validation.keep_best
                     path = save(run.checkpoints, engine.deepspeed, state, documents, world, *keep)
-                if stopping and state.step < last:
-                    monitor.say(stop.farewell(stopping, state.step, path if config.checkpoint.every_steps else None))
-                    return exit_code(stopping)
-    if world.is_main:
-        print(summary(config, run.folder, command.recipe, state))
-    return 0
+        if not state.is_over(config):
+            monitor.say(stop.farewell(stopping, state.step, path if config.checkpoint.every_steps else None))
+    return state, stopping
 
 
 def check(command: CommandLine, stream: "Stream") -> int:

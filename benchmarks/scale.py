@@ -13,9 +13,7 @@ from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest.mock import patch
 
-import train
 from benchmarks.growth import Row, measure, table
 from benchmarks.sharded_state import checkpoint_rows
 from benchmarks.sparse_corpus import VOCAB_SIZE, write_sparse_corpus
@@ -26,6 +24,7 @@ from config.device import DeviceInfo
 from config.ds_json import deepspeed_json
 from config.plan import plan
 from data.stream import Stream
+from data.training import open_training
 from engine.monitor import forget_after
 from engine.runs import run_documents
 
@@ -84,9 +83,7 @@ def scale_config(paths: list[str], ranks: int = 1, ramp: int = 0, **data: Any) -
 
 def open_as(config: RunConfig, rank: int, ranks: int) -> Stream:
     """What train.py opens on a rank before the first step: the stream, and the texts that a checkpoint carries."""
-    launched = {"RANK": rank, "LOCAL_RANK": 0, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1}
-    with patch.dict(os.environ, {name: str(value) for name, value in launched.items()}):
-        stream, tokenizer = train.open_data(config)
+    stream, tokenizer = open_training(config, rank, ranks)
     run_documents(config, tokenizer)
     return stream
 

@@ -13,10 +13,8 @@ from config.ds_config import read_ds_config
 from config.ds_json import deepspeed_json, resolve_precision
 from config.objective_schema import row_shape
 from config.parallel import data_rank_and_size
+from data import training
 from data.batch import Batch
-from data.examples import open_held_out_examples
-from data.pair_examples import open_held_out_pairs
-from data.validation import open_validation
 from engine.device import COMPUTE_DTYPE, choose_threads, device_info, hidden_gpu, peak_tflops
 from engine.dist import World, from_main, together
 from engine.engine import Engine
@@ -73,25 +71,8 @@ class Setup:
 
 def open_held_out(config: RunConfig, world: World) -> list[Batch]:
     """This rank's batches of the fixed validation rows; none if validation is off. Raises DataError on every rank."""
-    if not config.validation.every_steps:
-        return []
     rank, size = data_rank_and_size(config.engine, world.rank, world.size)
-    if config.data.examples:
-        return together(lambda: open_held_out_examples(config, rank=rank, world_size=size), world)
-    if config.data.pairs:
-        return together(lambda: open_held_out_pairs(config, rank=rank, world_size=size), world)
-    return together(
-        lambda: open_validation(
-            config.data,
-            config.objective,
-            rows=config.validation.rows,
-            micro_batch_size=config.batch.micro_batch_size,
-            vocab_size=config.model.vocab_size,
-            rank=rank,
-            world_size=size,
-        ),
-        world,
-    )
+    return together(lambda: training.open_held_out(config, rank, size), world)
 
 
 def build_engine(config: RunConfig, world: World, *, resuming: bool = False) -> tuple[Engine, Setup]:

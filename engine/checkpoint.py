@@ -20,6 +20,7 @@ from typing import Any
 import xxhash
 from torch.profiler import record_function
 
+from config import RunConfig
 from config.errors import CheckpointError
 from engine.dist import World, barrier, first_report, from_main, gather_to_main, together
 from engine.state import FRAGMENTS, engine_facts, fragment_bytes, read_fragments, sync, write_fragments
@@ -41,6 +42,10 @@ class RunState:
     """Of all validations, what `Validation.value` was lowest; None before the first."""
     best_step: int = 0
     """After which step that was."""
+
+    def is_over(self, config: RunConfig) -> bool:
+        """Whether all steps are done, or validations have not got better for too long."""
+        return self.step >= config.schedule.steps or config.validation.has_lost_patience(self.step, self.best_step)
 
     def judged(self, value: float) -> "RunState":
         """The state after a validation."""
