@@ -61,7 +61,6 @@ def url():
         yield url
 
 
-@pytest.mark.slow
 def test_malformed_requests_are_the_client_s_fault(url):
     draw, seen = random.Random(0), {}
     with httpx.Client(base_url=url, timeout=30) as client:
