@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tasks.evaluation.result import Result
 
 JSON_NAME, PAGE_NAME = "evaluation.json", "evaluation.html"
+PAGE = "evaluation/page.html.jinja"
 EXTRAS = {"lm_eval": "harness", "mteb": "mteb"}
 """What to install for a package; the others belong to `evaluate`."""
 
@@ -78,9 +79,9 @@ def run(options: argparse.Namespace) -> int:
         results = [result for measure in wanted for result in measure(options, trained, device)]
         print(as_table(results))
         if options.out:
-            from tasks.evaluation.page import render
+            from tasks.pages import render
 
-            page = render(options.model, results)
+            page = render(PAGE, model=options.model, results=results)
             options.out.mkdir(parents=True, exist_ok=True)
             (options.out / JSON_NAME).write_text(json.dumps(as_json(options.model, results), indent=1) + "\n")
             (options.out / PAGE_NAME).write_text(page, encoding="utf-8")

@@ -17,8 +17,8 @@ from config import ConfigError
 from model import GPT
 from model.generation import inference
 from tasks.embedding import batches
-from tasks.evaluation.result import Curve
 from tasks.metrics import likelihood
+from tasks.pages import Curve
 
 BATCH_TOKENS = 8192
 LOGIT_TOKENS = 1024

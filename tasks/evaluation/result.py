@@ -4,16 +4,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-
-@dataclass(frozen=True)
-class Curve:
-    """Lines over one axis."""
-
-    title: str
-    x: str
-    y: str
-    lines: dict[str, list[tuple[float, float]]]
-    """Points of each line by its name."""
+from tasks.pages import Curve, shown
 
 
 @dataclass(frozen=True)
@@ -59,10 +50,3 @@ def _lines(result: Result) -> list[str]:
         for name, row in report.items():
             lines.append(f"  {name:<{width}}  " + "  ".join(f"{shown(row[column]):>9}" for column in columns))
     return lines
-
-
-def shown(value: float) -> str:
-    """A number as the table and the page show it."""
-    if isinstance(value, int) or (value == int(value) if abs(value) < 1e15 else False):
-        return f"{int(value):,}"
-    return f"{value:,.4f}" if abs(value) < 1e4 else f"{value:,.0f}"

@@ -14,7 +14,8 @@ from config import DataError
 from data.example_files import read_records
 from tasks import metrics
 from tasks.embedding import Embedder
-from tasks.evaluation.result import Curve, Result
+from tasks.evaluation.result import Result
+from tasks.pages import Curve
 
 Vectors = NDArray[np.float32]
 """[N, D], each of length 1."""

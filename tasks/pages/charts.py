@@ -1,17 +1,25 @@
-"""One HTML page of results that needs nothing else: numbers, classes, confusion matrices, reliability and curves as SVG."""
+"""Where the parts of a chart stand on a page."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
-from tasks.evaluation.result import Curve, Result, shown
-
 WIDTH, HEIGHT, MARGIN = 460, 300, 52
-COLOURS = ("#2563eb", "#d97706", "#059669", "#7c3aed")
+SERIES = 4
+"""Colours that lines take in turn, --series-0 and so on in the style of the pages."""
 LOG_RANGE = 20
 """An axis whose ends differ by more than this factor is logarithmic."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Lines over one axis."""
+
+    title: str
+    x: str
+    y: str
+    lines: dict[str, list[tuple[float, float]]]
+    """Points of each line by its name."""
 
 
 class Tick(NamedTuple):
@@ -28,6 +36,16 @@ class Axis:
     begin: float
     end: float
     log: bool = False
+
+    @classmethod
+    def x(cls, low: float, high: float, log: bool = False) -> "Axis":
+        """The horizontal axis of a chart."""
+        return cls(low, high, MARGIN, WIDTH - 16, log)
+
+    @classmethod
+    def y(cls, low: float, high: float) -> "Axis":
+        """The vertical axis of a chart."""
+        return cls(low, high, HEIGHT - MARGIN, 16)
 
     def place(self, value: float) -> float:
         low, high, value = (math.log(v) if self.log else v for v in (self.low, self.high, value))
@@ -46,15 +64,16 @@ class Axis:
 @dataclass(frozen=True)
 class Line:
     name: str
-    colour: str
+    series: int
+    """Number of its colour."""
     points: list[tuple[float, float]]
 
 
 @dataclass(frozen=True)
 class Chart:
-    title: str
-    x_name: str
-    y_name: str
+    """A curve's axes, and its lines in places of the page."""
+
+    curve: Curve
     x: Axis
     y: Axis
     lines: list[Line]
@@ -66,28 +85,12 @@ class Chart:
         x_low, x_high = min(x for x, _ in points), max(x for x, _ in points)
         y_low, y_high = min(y for _, y in points), max(y for _, y in points)
         y_low = 0.0 if 0 <= y_low < y_high / 2 else y_low - (y_high - y_low) / 10
-        log = x_low > 0 and x_high / x_low > LOG_RANGE
-        x, y = Axis(x_low, x_high, MARGIN, WIDTH - 16, log), Axis(y_low, y_high, HEIGHT - MARGIN, 16)
+        x, y = Axis.x(x_low, x_high, x_low > 0 and x_high / x_low > LOG_RANGE), Axis.y(y_low, y_high)
         lines = [
-            Line(name, COLOURS[number % len(COLOURS)], [(x.place(a), y.place(b)) for a, b in line])
+            Line(name, number % SERIES, [(x.place(a), y.place(b)) for a, b in line])
             for number, (name, line) in enumerate(curve.lines.items())
         ]
-        return cls(curve.title, curve.x, curve.y, x, y, lines)
-
-
-def render(model: Path, results: Sequence[Result]) -> str:
-    """The page. Texts in it are escaped."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters |= {"shown": shown}
-    template = environment.get_template("page.html.jinja")
-    unit = Axis(0, 1, MARGIN, WIDTH - 16), Axis(0, 1, HEIGHT - MARGIN, 16)
-    return template.render(
-        model=model, results=results, Chart=Chart, size=(WIDTH, HEIGHT, MARGIN), unit=unit, isnan=math.isnan
-    )
+        return cls(curve, x, y, lines)
 
 
 def _round_step(step: float) -> float:
