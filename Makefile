@@ -17,11 +17,14 @@ train: $(VENV)/.installed corpus
 corpus: $(VENV)/.installed
 	$(BIN)/python -m data prepare stdlib --out $(CORPUS) --vocab-size 8192 --split-valid 0.02
 
+# Two files at a time: more than two trainings at once would slow each other down on a small machine.
+TEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(TEST)
 
 test-fast: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(TEST) -m "not slow"
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
