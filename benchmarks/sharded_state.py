@@ -20,6 +20,8 @@ PARAMETERS, PARAMETER_SIZE = 64, 16_384
 class Parameter:
     """What engine/fragments.py asks of a parameter under ZeRO 1."""
 
+    requires_grad = True
+
     def __init__(self, number: int, first: int, end: int) -> None:
         """This rank has elements `first` to `end` of all parameters laid one behind the other."""
         self.shape = [PARAMETER_SIZE]

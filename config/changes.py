@@ -8,6 +8,8 @@ from config.schema import RunConfig
 
 Kind = Literal["harmless", "needs_consent", "refused"]
 
+ADAPTER_SHAPE = ("name", "rank", "alpha", "targets", "bottleneck")
+
 # The first pattern that a setting's name starts with decides. A setting that no pattern knows needs consent.
 RULES: list[tuple[str, Kind, str]] = [
     ("model.dropout", "needs_consent", "regularises differently from here on"),
@@ -22,6 +24,9 @@ RULES: list[tuple[str, Kind, str]] = [
     ("objective.learnable_temperature", "refused", "the checkpoint's weights have a temperature or they have none"),
     ("objective.labels", "refused", "the checkpoint's head tells other labels apart"),
     ("objective.", "needs_consent", "something else is learned from here on"),
+    ("adapter.dropout", "needs_consent", "regularises differently from here on"),
+    *((f"adapter.{what}", "refused", "the checkpoint's weights belong to another adapter") for what in ADAPTER_SHAPE),
+    ("adapter.", "needs_consent", "ranks are allocated differently from here on"),
     ("batch.micro_batch_size", "harmless", "the same rows in other slices"),
     ("batch.ramp", "needs_consent", "steps are larger or smaller from here on"),
     ("batch.global_batch_size", "needs_consent", "steps are larger or smaller from here on"),
@@ -66,6 +71,8 @@ def compare(old: RunConfig, new: RunConfig) -> list[Difference]:
 
 
 def _judge(setting: str, old: RunConfig, new: RunConfig) -> tuple[Kind, str]:
+    if setting == "schedule.steps" and new.adapter.name == "adalora":
+        return "needs_consent", "adapter adalora takes ranks away over the length of the run"
     if setting == "schedule.steps" and old.schedule.name == new.schedule.name and old.schedule.name in ENDLESS:
         return "harmless", "the learning rate does not depend on the length of the run"
     if setting == "batch.micro_batch_size" and micro_batch_matters(new.objective):

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from config.adapter_schema import NO_ADAPTER, AdapterConfig, check_adapter
 from config.contrastive_schema import PairsSection
 from config.model_schema import ModelConfig
 from config.monitor_schema import MonitorSection
@@ -188,6 +189,7 @@ class RunConfig(Section):
     data: DataSection
     model: ModelConfig
     objective: ObjectiveConfig = CAUSAL_LM
+    adapter: AdapterConfig = NO_ADAPTER
     batch: BatchSection
     optimizer: OptimizerSection
     schedule: ScheduleSection
@@ -235,4 +237,9 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _check_objective(self) -> "RunConfig":
         check_objective(self)
+        return self
+
+    @model_validator(mode="after")
+    def _check_adapter(self) -> "RunConfig":
+        check_adapter(self)
         return self

@@ -6,6 +6,7 @@ from textwrap import fill
 import torch
 
 from config import Choice, RunConfig
+from config.adapter_schema import adapter_parameters
 from config.compiling import choose_compile
 from config.count import FLOPS_CONVENTION
 from config.derive import Derived, derive
@@ -25,6 +26,7 @@ from engine.start_from import start_from
 from engine.tensor_parallel import tensor_parallel_json
 from engine.weights import fill_weights, sharded_construction
 from model import Kernel, build, choose_kernel, compile_blocks, set_task_head
+from model.adapters import add_adapter
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class Setup:
         rows = {
             "model": f"{config.model.preset}, {counts.total:,} parameters ({counts.non_embedding:,} without embeddings)",
             "weights": fill(self.weights, 108, subsequent_indent=" " * 12),
+            "adapter": f"{config.adapter.name}, {adapter_parameters(config.adapter, config.model):,} trained parameters; the "
+            "model's own are frozen, but for a task's new head",
             "objective": f"{config.objective.name}, {row_shape(config.objective, config.data.row_length).text:,} tokens of text "
             f"in a row of {config.data.row_length:,}",
             "device": f"{derived.world_size} × {self.device}, ZeRO {self.zero_stage} ({config.engine.ds_config})",
@@ -66,6 +70,8 @@ class Setup:
             f"{derived.total_tokens / counts.total:.1f} tokens per parameter",
             "MFU": f"of {self.peak.value:g} TFLOP/s per device ({self.peak.reason}), {FLOPS_CONVENTION}",
         }
+        if config.adapter.name == "none":
+            del rows["adapter"]
         return "\n".join(f"{name:>10}  {text}" for name, text in rows.items())
 
 
@@ -110,12 +116,13 @@ def build_engine(config: RunConfig, world: World, *, resuming: bool = False) -> 
     weights = "those of the checkpoint" if resuming else f"drawn from seed {config.run.seed}"
     if config.run.start_from and not resuming:
         weights = together(lambda: start_from(model, config.model, config.run.start_from), world)
+    tuner = add_adapter(model, config)
     add_temperature(model, config.objective)
     if shared > 1:
         share_rows(model, shared)
     if compiled.value:
         compile_blocks(model)
-    engine = Engine(config, model, ds_json, world)
+    engine = Engine(config, model, ds_json, world, tuner)
     return engine, Setup(
         derived, info.name + hidden_gpu(info), stage, precision, kernel, compiled, threads, peak, engine.owners, weights
     )

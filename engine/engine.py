@@ -9,11 +9,13 @@ import torch
 from torch import nn
 from torch.profiler import record_function
 
+from config.adapter_schema import AdaLoRA
 from config.contrastive_schema import Similarity, micro_batch_matters
 from config.errors import GroundworkError
 from config.parallel import ranks_per_row
 from config.schema import RunConfig
 from data.batch import Batch
+from engine.adalora import RankAllocation
 from engine.allocator import keep_freed_memory
 from engine.dist import World, all_sum
 from engine.grad_cache import cached_objectives
@@ -63,7 +65,8 @@ class Validation:
 class Engine:
     """A model under DeepSpeed. The batch, the loss and the random state of a step depend only on (config, step)."""
 
-    def __init__(self, config: RunConfig, model: nn.Module, ds_json: dict[str, Any], world: World):
+    def __init__(self, config: RunConfig, model: nn.Module, ds_json: dict[str, Any], world: World, tuner: Any = None):
+        """`tuner` is peft's, of a model with an adapter of low rank."""
         import deepspeed
 
         if world.device.type == "cpu":
@@ -80,6 +83,9 @@ class Engine:
         self.deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_json)
         if isinstance(optimizer, Muon):
             locate_matrices(optimizer, self.deepspeed, world)
+        self.ranks = None
+        if isinstance(config.adapter, AdaLoRA):
+            self.ranks = RankAllocation(tuner, config.adapter, self.deepspeed, world)
         if self.copies > 1:
             self.deepspeed.first_dataloader_check.remove()  # that ranks got the same rows; it cannot compare a Layout
 
@@ -115,7 +121,10 @@ class Engine:
                 if (grad_norm := self._unwrapped_grad_norm()) is not None:
                     self._check_finite("gradient norm", grad_norm, index)
             with record_function("optimizer"):
-                ds.step()
+                if self.ranks and number == len(micro_batches):
+                    self.ranks.step(ds.step, index + 1)
+                else:
+                    ds.step()
         grad_norm = float(ds.get_global_grad_norm()) if grad_norm is None else grad_norm
         # With a loss scale an overflow is routine: DeepSpeed left the weights alone and lowers the scale.
         skipped = bool(getattr(ds.optimizer, "dynamic_loss_scale", False) and ds.optimizer.overflow)

@@ -110,13 +110,16 @@ def replicated(engine: Any) -> bool:
 
 
 def owned_here(engine: Any, rank: int, world_size: int) -> list[Fragment]:
-    """This rank's share of all fragments, in which each element of the model occurs on exactly one rank."""
+    """This rank's share of all fragments, frozen ones too, in which each element of the model occurs on exactly one
+    rank."""
     index, slices = slice_index(engine)
-    mine = fragments(engine)
+    mine, still = fragments(engine), frozen(engine)
     if index > 0:
         shared = _sharded_over_slices(engine) if engine.zero_optimization_stage() == 3 else set()
         mine = [f for f in mine if sliced_dimension(f.name) is not None or f.name in shared]
-    return mine[rank // slices :: world_size // slices] if replicated(engine) else mine
+    if replicated(engine):
+        return (mine + still)[rank // slices :: world_size // slices]
+    return mine + (still if engine.zero_optimization_stage() == 3 else still[rank::world_size])
 
 
 def _sharded_over_slices(engine: Any) -> set[str]:
@@ -127,10 +130,11 @@ def _sharded_over_slices(engine: Any) -> set[str]:
 
 
 def fragments(engine: Any) -> list[Fragment]:
-    """All fragments this rank owns. A tied parameter appears once."""
+    """All fragments of trained parameters that this rank owns. A tied parameter appears once."""
     stage = engine.zero_optimization_stage()
     if stage == 0:
-        found: Iterator[Fragment] = (Fragment(name, 0, p.numel(), p, 0) for name, p in engine.module.named_parameters())
+        parameters = engine.module.named_parameters()
+        found: Iterator[Fragment] = (Fragment(name, 0, p.numel(), p, 0) for name, p in parameters if p.requires_grad)
     else:
         found = _partitioned(engine.optimizer) if stage == 3 else _flattened(engine.optimizer)
     index, slices = slice_index(engine)
@@ -138,6 +142,24 @@ def fragments(engine: Any) -> list[Fragment]:
         return list(found)
     shapes = parameter_shapes(engine)
     return [_within_whole(fragment, shapes[fragment.name], index, slices) for fragment in found]
+
+
+def frozen(engine: Any) -> list[Fragment]:
+    """What this rank has of the frozen parameters: whole ones, at stage 3 its shards. Their owner, which nothing steps, is
+    the weight that computes."""
+    found = []
+    for name, parameter in engine.module.named_parameters():
+        if parameter.requires_grad:
+            continue
+        if engine.zero_optimization_stage() < 3:
+            found.append(Fragment(name, 0, parameter.numel(), parameter, 0))
+            continue
+        shard = parameter.ds_tensor
+        start = shard.ds_numel * dist.get_rank(parameter.ds_process_group)
+        owned = min(shard.ds_numel, parameter.ds_numel - start)
+        if owned > 0:
+            found.append(Fragment(name, start, owned, shard, 0))
+    return found
 
 
 def _within_whole(fragment: Fragment, shape: list[int], index: int, slices: int) -> Fragment:
@@ -177,6 +199,8 @@ def _flattened(zero: Any) -> Iterator[Fragment]:
 def _partitioned(zero: Any) -> Iterator[Fragment]:
     """Stage 3: each parameter is cut into equal, padded partitions."""
     for name, parameter in zero.module.named_parameters():
+        if not parameter.requires_grad:
+            continue
         group, offset, numel = zero.grad_position[zero.get_param_id(parameter)]
         start = zero._get_param_partition_rank(parameter) * numel
         owned = min(numel, parameter.ds_numel - start)

@@ -29,7 +29,8 @@ def probed(model: nn.Module, see: See) -> Iterator[None]:
         if name and not isinstance(module, SILENT):
             handles.append(module.register_forward_pre_hook(_before(name, see), with_kwargs=True))
             handles.append(module.register_forward_hook(_after(name, see)))
-    handles += [p.register_hook(partial(see, "weight gradient", name)) for name, p in model.named_parameters()]
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    handles += [p.register_hook(partial(see, "weight gradient", name)) for name, p in trained]
     try:
         with torch.compiler.set_stance("force_eager"):
             yield

@@ -14,6 +14,7 @@ from engine.ownership import ownership
 from engine.schedule import lr_factor
 from engine.start_from import start_from
 from model import build, init_weights, set_task_head
+from model.adapters import add_adapter
 
 
 class Reference:
@@ -26,6 +27,7 @@ class Reference:
         init_weights(self.model, config.model, config.run.seed)
         if config.run.start_from:
             start_from(self.model, config.model, config.run.start_from)
+        add_adapter(self.model, config)
         add_temperature(self.model, config.objective)
         self.model.to(device)
         self.objective = choose_objective(config.objective, alone=True)
@@ -42,8 +44,11 @@ class Reference:
             loss = torch.stack([losses[part].total / max(count, 1) for part, count in targets.items()]).sum()
             loss.backward()
             total += loss.item()
-        named = self.model.named_parameters()
-        return total, {name: p.grad if p.grad is not None else torch.zeros_like(p) for name, p in named}
+        return total, {n: p.grad if p.grad is not None else torch.zeros_like(p) for n, p in self.trained().items()}
+
+    def trained(self) -> dict[str, Tensor]:
+        """Parameters by name, without frozen ones."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     @torch.no_grad()
     def clip(self, gradients: dict[str, Tensor]) -> float:

@@ -8,12 +8,13 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from config import RunConfig
+from config import ConfigError, RunConfig
 from config.contrastive_schema import Similarity, micro_batch_matters
 from config.objective_schema import ObjectiveConfig
 from config.parallel import ranks_per_row
@@ -82,7 +83,14 @@ def self_check(config: RunConfig, stream: Stream, world: World) -> Verdict:
     The main rank holds the reference: whole fp32 weights, gradients and moments. Nothing is written. Dropout is turned
     off, because its masks are drawn by rank and micro-batch. Raises ConfigError and TrainingError as a training would.
     """
-    config = config.model_copy(update={"model": config.model.model_copy(update={"dropout": 0.0})})
+    if config.adapter.name == "adalora":
+        raise ConfigError(
+            "--self-check does not know adapter.name adalora, whose ranks depend on a whole run: check lora"
+        )
+    update: dict[str, Any] = {"model": config.model.model_copy(update={"dropout": 0.0})}
+    if config.adapter.name == "lora":
+        update["adapter"] = config.adapter.model_copy(update={"dropout": 0.0})
+    config = config.model_copy(update=update)
     engine, setup = build_engine(config, world)
     batches, ours = measure_engine(engine, stream, min(STEPS, config.schedule.steps))
 
@@ -123,7 +131,7 @@ def of_all_ranks(batches: list[list[Batch]], objective: ObjectiveConfig) -> list
 
 
 def measure_reference(reference: Reference, batches: list[list[Batch]]) -> Measured:
-    before = {name: p.detach().clone() for name, p in reference.model.named_parameters()}
+    before = {name: p.detach().clone() for name, p in reference.trained().items()}
     curve = []
     for index, micro_batches in enumerate(batches):
         loss, gradients = reference.gradients(micro_batches)
@@ -131,8 +139,8 @@ def measure_reference(reference: Reference, batches: list[list[Batch]]) -> Measu
         if index == 0:
             first = {name: gradient.cpu().clone() for name, gradient in gradients.items()}
         reference.update(index, gradients)
-    after = reference.model.named_parameters()
-    return Measured(curve, first, {name: (p.detach() - before[name]).cpu() for name, p in after})
+    after = reference.trained()
+    return Measured(curve, first, {name: (p.detach() - before[name]).cpu() for name, p in after.items()})
 
 
 def judge(ours: Measured, reference: Measured, owners: list[Ownership], allowed: Tolerance, title: str) -> Verdict:

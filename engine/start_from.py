@@ -52,7 +52,13 @@ def open_source(folder: str) -> Source:
         index.read(WEIGHT, Fragment(name, start, stop - start, values, 0), values)
         return values
 
-    return Source(checkpoint, load_recipe(str(checkpoint / "recipe.yaml")).model, shapes, read)
+    recipe = load_recipe(str(checkpoint / "recipe.yaml"))
+    if recipe.adapter.name != "none":
+        raise ConfigError(
+            f"run.start_from {checkpoint} has adapter.name {recipe.adapter.name} beside its weights: export it (python -m "
+            "tasks export), which merges LoRA and AdaLoRA, and start from the folder written"
+        )
+    return Source(checkpoint, recipe.model, shapes, read)
 
 
 def start_from(model: nn.Module, config: TransformerConfig, folder: str) -> str:

@@ -16,11 +16,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from config.errors import CheckpointError
-from engine.fragments import Columns, Fragment, base_optimizer, fragments, owned_here, parameter_shapes, publish
+from engine.fragments import Columns, Fragment, base_optimizer, fragments, frozen, owned_here, parameter_shapes, publish
 from engine.muon import MOMENTUM, Muon
 
 WEIGHT = "weight"
 FRAGMENTS = "fragments"
+ADAPTER_WEIGHT = "lora_"
+"""In the names of an adapter of low rank."""
+OF_ADAPTER = ("importance", "uncertainty")
+"""Kinds of moments that AdaLoRA keeps of its weights, beside the optimiser's."""
 
 
 def write_fragments(folder: Path, engine: Any, rank: int, world_size: int) -> Path:
@@ -59,9 +63,11 @@ def engine_facts(engine: Any) -> dict[str, Any]:
 
 
 def fragment_bytes(engine: Any, facts: dict[str, Any]) -> int:
-    """Of all ranks' fragments: weights and the moments that belong to each parameter, in fp32."""
+    """Of all ranks' fragments: weights and the moments that belong to each trained parameter, in fp32."""
     optimizer = base_optimizer(engine)
-    copies = {name: 1 + len(moments_of(optimizer, name, facts["moments"])) for name in facts["shapes"]}
+    still = {name for name, p in engine.module.named_parameters() if not p.requires_grad}
+    kinds = {name: moments_of(optimizer, name, facts["moments"]) for name in facts["shapes"] if name not in still}
+    copies = {name: 1 + len(kinds.get(name, [])) for name in facts["shapes"]}
     return 4 * sum(copies[name] * math.prod(shape) for name, shape in facts["shapes"].items())
 
 
@@ -81,13 +87,18 @@ def read_fragments(folder: Path, engine: Any, facts: dict[str, Any], rank: int, 
                 state[kind] = torch.zeros_like(fragment.owner)
             index.read(kind, fragment, state[kind])
         _restore_scalars(optimizer, fragment.owner, facts["scalars"])
+    for fragment in frozen(engine):
+        index.read(WEIGHT, fragment, fragment.owner)
     for name, value in facts["loss_scale"].items():
         setattr(_loss_scaler(engine), name, value)
     publish(engine)
 
 
 def moments_of(optimizer: torch.optim.Optimizer, name: str, kinds: list[str]) -> list[str]:
-    """Those of a checkpoint's kinds of moments that belong to a parameter: Muon keeps another one for its matrices."""
+    """Those of a checkpoint's kinds of moments that belong to a parameter: Muon keeps another one for its matrices,
+    AdaLoRA more for its own."""
+    if ADAPTER_WEIGHT not in name:
+        kinds = [kind for kind in kinds if kind not in OF_ADAPTER]
     if not isinstance(optimizer, Muon):
         return kinds
     return [kind for kind in kinds if (kind == MOMENTUM) == (name in optimizer.matrices)]
@@ -222,7 +233,7 @@ def _rank_file(rank: int) -> str:
 def _flat_tensors(fragment: Fragment, moments: dict[Any, dict[str, Any]]) -> Iterator[tuple[str, Tensor]]:
     yield WEIGHT, fragment.owner
     for kind, value in moments.get(fragment.owner, {}).items():
-        if not _is_scalar(value):
+        if not _is_scalar(value) and (kind not in OF_ADAPTER or ADAPTER_WEIGHT in fragment.name):
             assert value.shape == fragment.owner.shape, f"{kind} is not element-wise"
             yield kind, value
 

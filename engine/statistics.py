@@ -119,7 +119,9 @@ def combine(left: Tensor, right: Tensor) -> Tensor:
 
 @contextmanager
 def _measured_updates(engine: Engine, found: dict[str, tuple[list[int], list[float]]]) -> Iterator[None]:
-    shapes, world = parameter_shapes(engine.deepspeed), engine.world
+    trained = {name for owner in engine.owners for name in owner.parameters}
+    shapes = {name: shape for name, shape in parameter_shapes(engine.deepspeed).items() if name in trained}
+    world = engine.world
     mine = owned_here(engine.deepspeed, world.rank, world.size)
     squares = {name: [0.0, 0.0, 0.0] for name in shapes}
 

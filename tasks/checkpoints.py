@@ -13,6 +13,7 @@ from engine.checkpoint import find_checkpoint
 from engine.objective import TEMPERATURE
 from engine.state import read_weights
 from model import Model, build, init_weights, load_hf, set_task_head
+from model.adapters import add_adapter, merge_adapter
 from tasks.sentence_layout import Pooling, read_json, read_max_tokens, read_pooling
 
 
@@ -37,7 +38,8 @@ def load_model(path: Path, device: torch.device) -> Trained:
     """The model on `device` with its tokenizer: of a checkpoint, of a run's best or newest one, or of a
     Hugging Face folder.
 
-    Raises CheckpointError if there is none or it is damaged, ConfigError if its architecture is not one of ours.
+    LoRA and AdaLoRA are merged, Houlsby's bottlenecks stay. Raises CheckpointError if there is none or it is damaged,
+    ConfigError if its architecture is not one of ours.
     """
     if (path / "config.json").is_file():
         return _load_hugging_face(path, device)
@@ -50,7 +52,9 @@ def load_model(path: Path, device: torch.device) -> Trained:
     weights.pop(TEMPERATURE, None)
     if recipe.model.tied_embeddings and "lm_head.weight" in model.state_dict():
         weights["lm_head.weight"] = weights["embed_tokens.weight"]
+    add_adapter(model, recipe)
     model.load_state_dict(weights)
+    merge_adapter(model)
     tokenizer = Tokenizer.load(checkpoint / "tokenizer.json")
     return Trained(model.eval(), tokenizer, recipe.model, recipe.objective, recipe)
 

@@ -80,6 +80,11 @@ def export(
     if out.exists():
         raise CheckpointError(f"{out} exists already: give --out another folder, or remove it")
     trained = load_model(source, torch.device("cpu"))
+    if trained.recipe and trained.recipe.adapter.name == "houlsby":
+        raise ConfigError(
+            f"{source} has adapter.name houlsby, whose layers no Hugging Face architecture has and which cannot be merged: "
+            "use the run itself, or train with adapter.name=lora"
+        )
     if isinstance(trained.objective, HEADED):
         raise ConfigError(
             f"{source} was trained by objective {trained.objective.name}: only models with the head of a language model, "
