@@ -17,17 +17,6 @@ def served():
     return decoder()
 
 
-@pytest.fixture(scope="module")
-def url(served):
-    with serving(served) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def client(url):
-    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
-
-
 def alone(served: Served, prompt: list[int], count: int, **options) -> str:
     return together(served, [prompt], count, **options)[0]
 

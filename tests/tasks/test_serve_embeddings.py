@@ -19,17 +19,6 @@ def served():
     return encoder()
 
 
-@pytest.fixture(scope="module")
-def url(served):
-    with serving(served) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def client(url):
-    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
-
-
 def expected(served, texts):
     """Each text alone, in one unpadded row: the mean of its tokens' hidden states."""
     rows = [served.tokenizer.encode_with(f"[CLS]{text}[SEP]", ["[CLS]", "[SEP]"]) for text in texts]

@@ -1,0 +1,66 @@
+"""What is common to all answers of the model: time limits, clients that went away, streams."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from tasks.serve.completions import Answer
+from tasks.serve.errors import ApiError, error_body
+from tasks.serve.requests import WritingRequest
+from tasks.serve.service import Service
+
+
+async def answered(service: Service, work: Coroutine[Any, Any, dict[str, Any]], request: Request) -> Response:
+    """The work's result, unless it takes too long or the client goes away: then it is cancelled."""
+    timeout = service.limits.timeout
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(disconnected(request))
+    await asyncio.wait({task, gone}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    gone.cancel()
+    if task.done():
+        return JSONResponse(task.result())
+    task.cancel()
+    if gone.done() and not gone.cancelled():
+        service.metrics.dropped.inc()
+        return Response(status_code=499)
+    raise timed_out(timeout)
+
+
+async def written(service: Service, answer: Answer, body: WritingRequest, request: Request) -> Response:
+    """A completion, whole or as a stream."""
+    if not body.stream:
+        return await answered(service, answer.whole(), request)
+    usage = body.stream_options is not None and body.stream_options.include_usage
+    return StreamingResponse(server_sent(answer, usage, service.limits.timeout), media_type="text/event-stream")
+
+
+async def disconnected(request: Request) -> None:
+    """Returns when the client has closed the connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def server_sent(answer: Answer, usage: bool, timeout: float) -> AsyncIterator[str]:
+    """The chunks as server-sent events; what goes wrong after the first is an event too."""
+    deadline = time.monotonic() + timeout
+    async with aclosing(answer.chunks(usage)) as chunks:
+        try:
+            while True:
+                chunk = await asyncio.wait_for(anext(chunks), max(0, deadline - time.monotonic()))
+                yield f"data: {json.dumps(chunk)}\n\n"
+        except StopAsyncIteration:
+            pass
+        except asyncio.TimeoutError:
+            yield f"data: {json.dumps(error_body(timed_out(timeout)))}\n\n"
+    yield "data: [DONE]\n\n"
+
+
+def timed_out(timeout: float) -> ApiError:
+    return ApiError(
+        504, f"the request took longer than {timeout:g} s: send less at once, or raise --timeout", code="timeout"
+    )
