@@ -120,6 +120,8 @@ def _show(value: Any) -> str:
 def _hint(kind: str, value: Any, context: dict[str, Any]) -> str:
     if kind == "string_type" and isinstance(value, bool | int | float):
         return ": put it in quotes"
+    if kind == "string_type" and value is None:
+        return ": write '' for none"
     if kind in ("int_type", "float_type") and isinstance(value, str) and _is_number(value):
         return ": leave the quotes out"
     if kind == "bool_type" and value in ("yes", "no", "on", "off"):

@@ -98,7 +98,7 @@ def read_jsonl(unit: Unit, options: ReadOptions, advance: Advance) -> Iterator[D
                 continue
             where = f"{unit.paths[0]}:{number + _lines_before(unit)}"
             raise DataError(
-                f"{where}: {error}; mend the line or pass --skip-bad-lines to leave such lines out"
+                f"{where}: {error}; mend the line, or have `data prepare` leave such lines out by --skip-bad-lines"
             ) from error
 
 

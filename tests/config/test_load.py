@@ -118,6 +118,7 @@ WRONG_OVERRIDES = [
     ("data.datasets=[{path: x, wait: 2}]", "data.datasets.0.wait: unknown setting; did you mean weight?"),
     ("run.name=[a", "not a valid value: while parsing a flow sequence, expected ',' or ']', but got '<stream end>'; put it in quotes"),
     ("run.name=a: b", "expected text, not a section"),
+    ("run.start_from=", "expected text, not empty: write '' for none"),
     ("optimizer=", "optimizer.lr: missing (Peak learning rate)"),
     ("model=gpt", "expected a section of settings, not the text 'gpt'"),
     ("engine.compile=true", "expected auto, on or off, not true"),
