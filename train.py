@@ -94,14 +94,16 @@ def take_steps(
     from engine.inspection import Inspector
     from engine.monitor import Monitor
     from engine.sample import sample_text
+    from engine.scores import bytes_per_target
 
     state, last, stopping = run.state, config.schedule.steps, 0
     held_out = open_held_out(config, world)
     engine, setup = build_engine(config, world, resuming=run.checkpoint is not None)
     if run.checkpoint:
         load(run.checkpoint, engine.deepspeed, world)
+    target_bytes = bytes_per_target(held_out, tokenizer, world)
     with (
-        closing(Monitor(run.folder, config, setup, world, first_step=state.step)) as monitor,
+        closing(Monitor(run.folder, config, setup, world, state.step, target_bytes)) as monitor,
         closing(stream.steps(state.cursor)) as steps,
     ):
         monitor.say(setup.describe(config))

@@ -6,7 +6,8 @@ from config.section import NonNegativeInt, PositiveInt, Section
 
 
 class ValidationSection(Section):
-    """Loss on the held-out split, always the same rows."""
+    """Loss on the held-out split, always the same rows. Of a language model also its exponential (perplexity) and, with a
+    byte-level tokenizer, its bits for each UTF-8 byte of the text among the targets, of hidden tokens under masked_lm."""
 
     every_steps: NonNegativeInt = 250
     """Steps between validations; the last step validates too; 0 turns validation off."""

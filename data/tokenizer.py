@@ -8,7 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tokenizers
+from numpy.typing import NDArray
 
 from config import DataError
 from data.files import write_atomically
@@ -59,6 +61,19 @@ class Tokenizer:
     def special_ids(self) -> tuple[int, ...]:
         """Ids of all special tokens."""
         return tuple(token["id"] for token in json.loads(self.spec)["added_tokens"] if token["special"])
+
+    @cached_property
+    def byte_lengths(self) -> NDArray[np.int64] | None:
+        """UTF-8 bytes of text that each id stands for [V], 0 of special tokens. None unless the vocabulary is byte-level: how
+        much text another token stands for depends on its neighbours and on what the tokenizer leaves out."""
+        if (json.loads(self.spec).get("decoder") or {}).get("type") != "ByteLevel":
+            return None
+        lengths_V = np.zeros(self.vocab_size, np.int64)
+        for piece, number in self._model.get_vocab(with_added_tokens=False).items():
+            lengths_V[number] = len(piece)
+        for number, token in self._model.get_added_tokens_decoder().items():
+            lengths_V[number] = 0 if token.special else len(token.content.encode())
+        return lengths_V
 
     def ids_of(self, names: Sequence[str]) -> list[int]:
         """Ids of tokens by name. All must be in the vocabulary."""

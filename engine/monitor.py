@@ -15,6 +15,7 @@ from engine.build import Setup
 from engine.device import memory_gb
 from engine.dist import World, together
 from engine.engine import StepReport, Validation
+from engine.scores import LANGUAGE
 from engine.writers import TensorBoardWriter, WandbWriter
 
 METRICS = "metrics.jsonl"
@@ -25,11 +26,14 @@ RECENT_STEPS = 50
 class Monitor:
     """Reports of the main rank. Other ranks' calls do nothing."""
 
-    def __init__(self, folder: Path, config: RunConfig, setup: Setup, world: World, *, first_step: int):
+    def __init__(
+        self, folder: Path, config: RunConfig, setup: Setup, world: World, first_step: int, target_bytes: float
+    ):
+        """`target_bytes` is of `engine.scores.bytes_per_target`; where it is 0, no bits per byte are shown."""
         self.settings, self.steps, self.world = config.monitor, config.schedule.steps, world
         self.flops_per_token = setup.derived.flops_per_token
         self.peak_flops = setup.peak.value * 1e12 * world.size
-        self._first_step = first_step
+        self._first_step, self._target_bytes = first_step, target_bytes
         self._writers: list[Any] = []
         self._line = ProgressLine(sys.stdout)
         # Without the first step, which compiles; a median, because some steps wait for the disk.
@@ -78,9 +82,10 @@ class Monitor:
             return
         parts = found.parts
         values = {"validation_loss": sum(parts.values()), **_by_part("validation_loss", parts)}
-        tokens = parts.get("lm", parts.get("mlm"))
-        if tokens is not None:
-            values["validation_perplexity"] = math.exp(min(tokens, 700.0))
+        for nats in (parts[part] for part in LANGUAGE if part in parts):
+            values["validation_perplexity"] = math.exp(min(nats, 700.0))
+            if self._target_bytes:
+                values["validation_bits_per_byte"] = nats / math.log(2) / self._target_bytes
         values |= {f"validation_{name}": score for name, score in found.scores.items()}
         self._record(step, values)
         words = [f"{name.replace('_', ' ').removeprefix('validation ')} {value:,.4f}" for name, value in values.items()]

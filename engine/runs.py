@@ -95,7 +95,9 @@ def summary(config: RunConfig, run_folder: Path, recipe: str, state: RunState) -
     if losses:
         lines[0] += f", validation loss {losses[-1]['validation_loss']:.4f}"
         if "validation_perplexity" in losses[-1]:
-            lines[0] += f" (perplexity {losses[-1]['validation_perplexity']:,.2f})"
+            bits = losses[-1].get("validation_bits_per_byte")
+            each = f", {bits:.4f} bits per byte" if bits else ""
+            lines[0] += f" (perplexity {losses[-1]['validation_perplexity']:,.2f}{each})"
         for name in METRICS_OF.get(config.objective.name, ())[1:]:
             lines[0] += f", {name} {losses[-1][f'validation_{name}']:.4f}"
     if samples:

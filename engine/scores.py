@@ -11,12 +11,35 @@ from numpy.typing import NDArray
 from config.objective_schema import ObjectiveConfig
 from config.supervised_schema import Labelled, Regression, TokenClassification
 from data.batch import IGNORE, Batch
-from engine.dist import World, from_main, gather_to_main
+from data.tokenizer import Tokenizer
+from engine.dist import World, all_sum, from_main, gather_to_main
 from model import TaskLoss
 
 Predictions = list[NDArray]
 """Of each row of a batch that counts: what was predicted and what is right [2, targets]."""
 Span = tuple[int, int, str]
+LANGUAGE = ("lm", "mlm")
+"""Parts of a loss whose targets are tokens."""
+
+
+def count_bytes(batches: list[Batch], tokenizer: Tokenizer) -> int:
+    """UTF-8 bytes of the text that a language model is to predict in batches; special tokens are targets without bytes.
+
+    0 where no target is a token, or the tokens do not tell their bytes (see `Tokenizer.byte_lengths`).
+    """
+    lengths_V = tokenizer.byte_lengths
+    if lengths_V is None:
+        return 0
+    labels = [batch.labels_BT for batch in batches if batch.parts[0] in LANGUAGE and batch.labels_BT is not None]
+    return sum(int(lengths_V[labels_BT[labels_BT != IGNORE]].sum()) for labels_BT in labels)
+
+
+def bytes_per_target(batches: list[Batch], tokenizer: Tokenizer, world: World) -> float:
+    """Bytes of `count_bytes` for each target of all ranks' batches. A language model's mean loss in nats, divided by it and
+    by log(2), is in bits a byte."""
+    targets = sum(batch.targets()[batch.parts[0]] for batch in batches)
+    all_bytes, all_targets = all_sum([count_bytes(batches, tokenizer), targets], world.device)
+    return all_bytes / max(all_targets, 1)
 
 
 def predictions(batch: Batch, loss: TaskLoss) -> Predictions:

@@ -14,6 +14,7 @@ from data.specials import special_names
 from data.tokenizer import Tokenizer
 from tasks.checkpoints import load_model
 from tasks.embedding import Embedder
+from tasks.evaluation.text import held_out_loss
 from tests.conftest import ROOT, environment, metrics, train
 
 QUICK = [
@@ -43,6 +44,11 @@ def test_bert_learns_tokens_and_pairs_and_continues(recipe, corpus, tmp_path):
     saved = Tokenizer.load(run / "checkpoints/step_00000004/tokenizer.json")
     expected = load_tokenizer(corpus).with_special_tokens(special_names(MaskedLM()))
     assert saved.fingerprint == expected.fingerprint and saved.vocab_size == load_tokenizer(corpus).vocab_size + 4
+
+    device = torch.device("cpu")
+    evaluated = held_out_loss(load_model(run, device), corpus, "valid", None, 10, device).metrics
+    for ours, theirs in (("mlm_loss", "loss_mlm"), ("pairs_loss", "loss_pairs"), ("bits_per_byte", "bits_per_byte")):
+        assert evaluated[ours] == pytest.approx(held_out[-1][f"validation_{theirs}"], rel=1e-5)
 
     longer = [*BERT, *QUICK, "schedule.steps=6"]
     refused = train(recipe, *longer, "objective.mask_rate=0.3")

@@ -1,5 +1,6 @@
 """Documents to predict: of files as they are, or of a prepared dataset, as tokens and the UTF-8 bytes of their text."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from config import ConfigError, DataError
 from config.objective_schema import MaskedLM, PrefixLM, SpanCorruption
 from config.schema import DataSection
 from config.supervised_schema import HEADED
+from data.batch import Batch
 from data.dataset import load_tokenizer, open_dataset
 from data.documents import ReadOptions, read
 from data.manifest import Split
@@ -17,6 +19,7 @@ from data.specials import special_names
 from data.tokenizer import Tokenizer
 from data.validation import open_validation
 from engine.objective import choose_objective, count_targets
+from engine.scores import LANGUAGE, count_bytes
 from model import GPT, Bert
 from tasks.checkpoints import Trained
 from tasks.evaluation.language import check_window, perplexity
@@ -117,16 +120,7 @@ def held_out_loss(
         )
         raise ConfigError(f"--dataset has no loss of objective {trained.objective.name} to measure: give {fitting}")
     check_tokenizer(folder, trained)
-    masking = trained.recipe is not None and trained.recipe.data.document_masking
-    data = DataSection.model_validate(
-        {
-            "datasets": [{"path": str(folder)}],
-            "row_length": window or usual_window(trained),
-            "document_masking": masking,
-        }
-    )
-    sizes = {"rows": rows, "micro_batch_size": 8, "vocab_size": trained.config.vocab_size}
-    batches = open_validation(data, trained.objective, split=split, **sizes)
+    batches = _held_out_rows(trained, folder, split, window or usual_window(trained), rows)
     objective = choose_objective(trained.objective, alone=True)
     targets = count_targets(batches)
     total = dict.fromkeys(targets, 0.0)
@@ -134,7 +128,25 @@ def held_out_loss(
         for batch in batches:
             for part, loss in objective(trained.model, batch, device).items():
                 total[part] += loss.total.item()
-    losses = {f"{part}_loss": total[part] / max(count, 1) for part, count in targets.items()}
-    counts = {f"{part}_targets": count for part, count in targets.items()}
+    values = {f"{part}_loss": total[part] / max(count, 1) for part, count in targets.items()}
+    headline = next(iter(values))
+    if text_bytes := count_bytes(batches, trained.tokenizer):
+        values["bits_per_byte"] = sum(total[part] for part in LANGUAGE if part in total) / math.log(2) / text_bytes
+    values |= {f"{part}_targets": count for part, count in targets.items()}
     settings = {"objective": trained.objective.name, "rows": sum(len(batch.tokens_BT) for batch in batches)}
-    return Result("held-out loss", f"{folder} ({split})", next(iter(losses)), losses | counts, settings)
+    return Result("held-out loss", f"{folder} ({split})", headline, values, settings)
+
+
+def _held_out_rows(trained: Trained, folder: Path, split: Split, row_length: int, rows: int) -> list[Batch]:
+    masking = trained.recipe is not None and trained.recipe.data.document_masking
+    data = DataSection.model_validate(
+        {"datasets": [{"path": str(folder)}], "row_length": row_length, "document_masking": masking}
+    )
+    return open_validation(
+        data,
+        trained.objective,
+        split=split,
+        rows=rows,
+        micro_batch_size=8,
+        vocab_size=trained.config.vocab_size,
+    )

@@ -54,6 +54,15 @@ def test_a_trained_tokenizer_has_the_size_asked_for_and_the_end_token_last(train
     assert sum(len(trained.encode(text)) for text in TEXTS) < sum(map(len, TEXTS)) / 2
 
 
+def test_tokens_know_how_many_bytes_they_stand_for(trained):
+    for tokenizer in (trained, byte_tokenizer()):
+        for text in [*AWKWARD, *TEXTS]:
+            assert tokenizer.byte_lengths[tokenizer.encode(text)].sum() == len(text.encode())
+        assert tokenizer.byte_lengths[tokenizer.eod_id] == 0
+    words = tokenizers.Tokenizer(tokenizers.models.WordPiece({"a": 0, "##b": 1, "[UNK]": 2}, unk_token="[UNK]"))
+    assert with_end_token(words).byte_lengths is None
+
+
 @given(st.text())
 def test_decoding_gives_the_text_back(text):
     tokenizer = train_tokenizer(["the cat sat on the mat"] * 3, 270)

@@ -2,15 +2,20 @@
 
 import io
 import json
+import math
 import re
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from config import load_recipe
+from data.dataset import load_tokenizer
+from data.validation import open_validation
 from engine.monitor import ProgressLine, forget_after
 from tests.conftest import metrics, train
 
-TAGS = {"loss", "lr", "grad_norm", "tokens_per_second", "mfu", "memory_gb", "validation_loss", "validation_perplexity"}
+TAGS = {"loss", "lr", "grad_norm", "tokens_per_second", "mfu", "memory_gb"}
+TAGS |= {"validation_loss", "validation_perplexity", "validation_bits_per_byte"}
 
 
 def test_metrics_and_tensorboard_hold_the_same_numbers(recipe, tmp_path):
@@ -28,6 +33,18 @@ def test_metrics_and_tensorboard_hold_the_same_numbers(recipe, tmp_path):
     assert set(events.Tags()["scalars"]) >= TAGS
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(r["step"], pytest.approx(r["loss"])) for r in steps]
     assert {"settings/text_summary", "sample/text_summary"} <= set(events.Tags()["tensors"])
+
+
+def test_bits_per_byte_are_the_loss_over_the_bytes_of_what_is_predicted(recipe, corpus, tmp_path):
+    result = train(recipe, "monitor.tensorboard=false", "schedule.steps=2")
+    (record,) = [r for r in metrics(tmp_path / "runs/tiny") if "validation_loss" in r]
+    config, tokenizer = load_recipe(str(recipe)), load_tokenizer(corpus)
+    (batch,) = open_validation(config.data, rows=10, micro_batch_size=10, vocab_size=512)
+    text = "".join(map(tokenizer.decode, batch.labels_BT)).replace(tokenizer.eod_token, "")
+    assert text.isascii() and len(text) > 2 * batch.labels_BT.size
+    bits = record["validation_loss"] * batch.labels_BT.size / math.log(2) / len(text)
+    assert record["validation_bits_per_byte"] == pytest.approx(bits, rel=1e-6)
+    assert f"bits per byte {bits:.4f}" in result.stdout and f", {bits:.4f} bits per byte)" in result.stdout
 
 
 def test_mfu_is_tokens_times_flops_over_peak(recipe, tmp_path):
