@@ -28,8 +28,13 @@ EXPECTED: dict[str, Words] = {
 }
 
 
-def explain(errors: ValidationError, schema: type[BaseModel], document: Document) -> list[Problem]:
-    """One line per mistake; a required setting that was only misspelt is not reported as missing, too."""
+def explain(
+    errors: ValidationError, schema: type[BaseModel], document: Document, *, together: bool = True
+) -> list[Problem]:
+    """One line per mistake; a required setting that was only misspelt is not reported as missing, too.
+
+    Without `together`, settings that do not agree with each other are no mistake.
+    """
     problems: list[Problem] = []
     misspelt: set[KeyPath] = set()
     for error in errors.errors(include_url=False):
@@ -39,6 +44,8 @@ def explain(errors: ValidationError, schema: type[BaseModel], document: Document
             misspelt.update((*path[:-1], name) for name in close)
             problems.append(_problem(document, path, _unknown(schema, path, parents, close)))
         elif error["type"] == "value_error":
+            if not together:
+                continue
             message = str(error["ctx"]["error"])
             place = _place_of_first_setting(document, path, message)
             problems.append(Problem(place, dotted(path), message))

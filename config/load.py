@@ -18,6 +18,8 @@ from config.recipe_yaml import Document, Place, Problem, add_core_scalars, parse
 from config.schema import RunConfig
 
 RECIPES = Path(__file__).parent / "recipes"
+COMMAND_LINE = 10**9
+"""Place of the first override: after every line of a file."""
 SchemaT = TypeVar("SchemaT", bound=BaseModel)
 
 
@@ -31,13 +33,31 @@ def load_recipe(name_or_path: str, overrides: list[str] | tuple[str, ...] = ()) 
     Raises:
         ConfigError: everything that is wrong, one line each.
     """
+    config = validate(_document(name_or_path, overrides), RunConfig)
+    name = config.run.name or find_recipe(name_or_path).stem
+    return config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
+
+
+def check_values(name_or_path: str, overrides: list[str] | tuple[str, ...]) -> None:
+    """Raise ConfigError for settings that there are not and for values that they never have. Whether the settings agree with
+    each other is not asked."""
+    document = _document(name_or_path, overrides)
+    try:
+        RunConfig.model_validate(document.values)
+    except ValidationError as errors:
+        wrong = [p for p in explain(errors, RunConfig, document, together=False) if p.place.order >= COMMAND_LINE]
+        document.problems += wrong
+    if document.problems:
+        raise ConfigError("\n".join(map(str, document.problems)))
+
+
+def _document(name_or_path: str, overrides: list[str] | tuple[str, ...]) -> Document:
+    """A recipe's own settings with the overrides among them."""
     path = find_recipe(name_or_path)
     document = parse_yaml(_read(path), display_path(path))
     if isinstance(document.values, dict):
         apply_overrides(document, overrides)
-    config = validate(document, RunConfig)
-    name = config.run.name or path.stem
-    return config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
+    return document
 
 
 def validate(document: Document, schema: type[SchemaT]) -> SchemaT:
@@ -59,7 +79,7 @@ def apply_overrides(document: Document, overrides: list[str] | tuple[str, ...]) 
     """Replace values of a recipe; what cannot be replaced is added to the document's problems."""
     for number, override in enumerate(overrides):
         key, equals, text = override.partition("=")
-        place = Place(10**9 + number, f"command line: {override}", key.strip())
+        place = Place(COMMAND_LINE + number, f"command line: {override}", key.strip())
         if not (key.strip() and equals):
             document.problems.append(Problem(place, "", "expected section.key=value"))
             continue
@@ -143,10 +163,7 @@ add_core_scalars(_Dumper)
 def merged_recipe(name_or_path: str, overrides: list[str] | tuple[str, ...]) -> str:
     """A recipe's own settings with the overrides among them, as YAML. Raises ConfigError as `load_recipe` does."""
     load_recipe(name_or_path, overrides)
-    path = find_recipe(name_or_path)
-    document = parse_yaml(_read(path), display_path(path))
-    apply_overrides(document, overrides)
-    return yaml.dump(document.values, Dumper=_Dumper, sort_keys=False, width=120)
+    return yaml.dump(_document(name_or_path, overrides).values, Dumper=_Dumper, sort_keys=False, width=120)
 
 
 def dump_recipe(config: RunConfig) -> str:

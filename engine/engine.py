@@ -33,6 +33,8 @@ class TrainingError(GroundworkError):
     """Training cannot go on: the loss or the gradient is no longer a number."""
 
     everywhere = True
+    exit_code = 3
+    """Of train.py. 3: starting again would fail again, other settings may not."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import sys
 from types import ModuleType
 
 from config.commands import run_command
-from tasks import embed, evaluate, export, finetune, generate, neighbours, serve
+from tasks import embed, evaluate, export, finetune, generate, neighbours, search, serve
 
 COMMANDS: dict[str, ModuleType] = {
     "embed": embed,
@@ -13,6 +13,7 @@ COMMANDS: dict[str, ModuleType] = {
     "finetune": finetune,
     "generate": generate,
     "neighbours": neighbours,
+    "search": search,
     "serve": serve,
 }
 

@@ -1,0 +1,138 @@
+"""What a search has found: a table, search.json, best.yaml; and which checkpoints are kept."""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from config.load import display_path, merged_recipe
+from data.files import write_atomically
+from tasks.search.question import Question
+from tasks.search.space import overrides, shown
+from tasks.search.study import attempts, known_trials, origin
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.trial import FrozenTrial
+
+LEAST_FOR_IMPORTANCE = 4
+"""Complete trials; of fewer, nobody can tell what mattered."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A trial as people see it."""
+
+    number: int
+    state: str
+    """complete, pruned, refused, diverged, failed, running or waiting."""
+    value: float | None
+    params: dict[str, Any]
+    steps: int
+    minutes: float
+    own: bool
+    """Whether its settings are the recipe's."""
+    curve: list[tuple[int, float]]
+    """Its validations."""
+    message: str
+
+
+def rows(study: "Study") -> list[Row]:
+    trials = study.get_trials(deepcopy=False)
+    return [_row(trial, trials) for trial in known_trials(study)]
+
+
+def _row(trial: "FrozenTrial", trials: "list[FrozenTrial]") -> Row:
+    same = [trials[number] for number in attempts(trial)] + [trial]
+    durations = [t.duration.total_seconds() for t in same if t.duration is not None]
+    attributes = trial.user_attrs
+    return Row(
+        origin(trial),
+        attributes.get("outcome", trial.state.name.lower().replace("fail", "failed")),
+        trial.value,
+        dict(trial.params),
+        attributes.get("steps", 0),
+        sum(durations) / 60,
+        attributes.get("own", False),
+        [(step, value) for step, value in sorted(trial.intermediate_values.items()) if value == value],
+        attributes.get("message", ""),
+    )
+
+
+def best(study: "Study") -> "FrozenTrial | None":
+    from optuna.trial import TrialState
+
+    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return study.best_trial if done else None
+
+
+def importance(study: "Study") -> dict[str, float]:
+    """Share of each setting in the variance of the complete trials' values, by fANOVA (Hutter et al., ICML 2014); empty if
+    there are too few of them."""
+    from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+    from optuna.trial import TrialState
+
+    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if len(done) < LEAST_FOR_IMPORTANCE or len({trial.value for trial in done}) < 2:
+        return {}
+    return get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
+
+
+def table(question: Question, found: list[Row]) -> str:
+    """Best first, then what was pruned, then the rest."""
+    settings = [axis.setting for axis in question.axes]
+    lines = [["trial", "state", question.metric.removeprefix("validation_"), "steps", "minutes", *settings]]
+    for row in sorted(found, key=lambda row: _rank(question, row)):
+        value = "" if row.value is None else f"{row.value:.4f}"
+        cells = [shown(row.params[name]) if name in row.params else "" for name in settings]
+        lines.append([str(row.number), row.state, value, f"{row.steps:,}", f"{row.minutes:.1f}", *cells])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+
+
+def _rank(question: Question, row: Row) -> tuple[int, float]:
+    order = ("complete", "pruned").index(row.state) if row.state in ("complete", "pruned") else 2
+    value = 0.0 if row.value is None else row.value
+    return order, value if question.direction == "minimize" else -value
+
+
+def write_json(question: Question, study: "Study", found: list[Row]) -> None:
+    winner = best(study)
+    values = {
+        "recipe": question.typed,
+        "overrides": question.overrides,
+        "space": [str(axis) for axis in question.axes],
+        "metric": question.metric,
+        "direction": question.direction,
+        "best": None if winner is None else origin(winner),
+        "importance": importance(study),
+        "trials": [asdict(row) for row in found],
+    }
+    write_atomically(question.folder / "search.json", json.dumps(values, indent=1) + "\n")
+
+
+def write_best(question: Question, study: "Study") -> str:
+    """best.yaml. Returns what can be done with it; nothing if no trial is complete."""
+    winner = best(study)
+    if winner is None:
+        return ""
+    path = question.folder / "best.yaml"
+    chosen = overrides(question.axes, winner.params)
+    recipe = merged_recipe(str(question.recipe), [*chosen, f"run.name={question.name}-best"])
+    about = (
+        f"# Best of {len(known_trials(study))} trials of {question.name}, which varied {question.typed}: trial {origin(winner)}, "
+        f"{question.metric.replace('_', ' ')} {winner.value:.4f}.\n# {' '.join(chosen)}\n"
+    )
+    write_atomically(path, about + recipe)
+    return (
+        f"best          trial {origin(winner)}: {' '.join(chosen)}\n"
+        f"train longer  deepspeed train.py {display_path(path)} schedule.steps={2 * question.config.schedule.steps}"
+    )
+
+
+def forget_checkpoints(question: Question, study: "Study") -> None:
+    """Remove those of finished trials, but for the best so far."""
+    winner = best(study)
+    for trial in known_trials(study):
+        if trial.state.is_finished() and (winner is None or trial.number != winner.number):
+            shutil.rmtree(question.folder / f"trial_{origin(trial):04d}" / "checkpoints", ignore_errors=True)
