@@ -110,14 +110,10 @@ class RowEncoder:
             raise DataError(f"{where}: {counts[0]}, but {counts[1]}: each word needs one tag")
         ids, spans = self.tokenizer.encode_with_places(" ".join(words))
         labels: list[int] = [IGNORE] * len(ids)
-        begin = token = 0
-        for word, tag in zip(words, tags, strict=True):
-            label, end = self._label(record, tag), begin + len(word)
-            while token < len(ids) and spans[token][1] <= begin:
-                token += 1
-            if token < len(ids) and spans[token][0] < end:
-                labels[token] = label
-            begin = end + 1
+        for place, tag in zip(first_tokens(words, spans), tags, strict=True):
+            label = self._label(record, tag)
+            if place is not None:
+                labels[place] = label
         self._fit(record, [ids], self.length - len(self.begin) - len(self.end))
         labels = [IGNORE] * len(self.begin) + labels[: len(ids)] + [IGNORE] * len(self.end)
         return Row(self.begin + ids + self.end, labels)
@@ -192,6 +188,20 @@ class RowEncoder:
                 "names of the fields"
             )
         return fields[name]
+
+
+def first_tokens(words: list[str], spans: list[tuple[int, int]]) -> list[int | None]:
+    """Of each word the number of its first token, None if it has none. `spans` are the tokens' places in the words joined
+    by spaces."""
+    places: list[int | None] = []
+    begin = token = 0
+    for word in words:
+        end = begin + len(word)
+        while token < len(spans) and spans[token][1] <= begin:
+            token += 1
+        places.append(token if token < len(spans) and spans[token][0] < end else None)
+        begin = end + 1
+    return places
 
 
 def label_name(value: Any) -> str:

@@ -20,6 +20,7 @@ from data.tokenizer import Tokenizer
 Ids = NDArray[np.int64]
 CACHE = ".examples"
 VERSION = 1
+PARTS = ("ids", "labels", "source")
 OPEN_ROWS = 64
 """Rows that packing still puts examples into."""
 
@@ -76,18 +77,24 @@ def open_table(path: str, config: RunConfig, tokenizer: Tokenizer) -> ExampleTab
         rows = [encode(record) for record in read_records(path)]
         if not rows:
             raise DataError(f"{path}: holds no examples")
-        _save(cached, rows)
+        _save(cached, table_of(rows, path, content))
     with np.load(cached) as arrays:
-        parts = {part: Ragged(arrays[part], arrays[f"{part}_bounds"]) for part in ("ids", "labels", "source")}
+        parts = {part: Ragged(arrays[part], arrays[f"{part}_bounds"]) for part in PARTS}
         return ExampleTable(path, content, second_N=arrays["second"], **parts)
 
 
-def _save(path: Path, rows: list[Row]) -> None:
+def table_of(rows: list[Row], path: str = "", content: str = "") -> ExampleTable:
+    """Encoded examples as a table in memory."""
     number = np.float32 if any(isinstance(label, float) for label in rows[0].labels) else np.int32
     ids, source = (Ragged.of([getattr(row, part) for row in rows], np.int32) for part in ("ids", "source"))
     labels = Ragged.of([row.labels for row in rows], number)
-    arrays: dict[str, Any] = {"second": np.array([row.second for row in rows], np.int64)}
-    for part, ragged in (("ids", ids), ("labels", labels), ("source", source)):
+    return ExampleTable(path, content, ids, labels, source, np.array([row.second for row in rows], np.int64))
+
+
+def _save(path: Path, table: ExampleTable) -> None:
+    arrays: dict[str, Any] = {"second": table.second_N}
+    for part in PARTS:
+        ragged = getattr(table, part)
         arrays |= {part: ragged.values, f"{part}_bounds": ragged.bounds}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

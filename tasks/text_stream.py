@@ -19,6 +19,8 @@ class TextStream:
         self.tokenizer, self.out, self.stop = tokenizer, out, [text for text in stop if text]
         self._tokens: list[int] = []
         self._held = ""
+        self.length = 0
+        """Characters taken in so far."""
 
     def add(self, row: int, token: int) -> None:
         """Take the next token. Raises StopText once a stop text is complete."""
@@ -28,6 +30,7 @@ class TextStream:
             return
         self._tokens.clear()
         self._held += text
+        self.length += len(text)
         found = [at for stop in self.stop if (at := self._held.find(stop)) >= 0]
         if found:
             self._write(self._held[: min(found)])

@@ -19,7 +19,6 @@ from data.examples import ExampleRows, collate_examples
 from data.validation import fixed_batches
 from engine.objective import layout_of, to_device
 from model import generate
-from model.generation import inference
 from tasks import metrics
 from tasks.checkpoints import Trained
 from tasks.evaluation.result import Result
@@ -76,7 +75,7 @@ def scored_rows(
     trained: Trained, batches: list[Batch], device: torch.device
 ) -> Iterator[tuple[NDArray[np.float32], NDArray]]:
     """Scores [N, C] and labels [N] of each example's targets; fillers have none."""
-    with inference(trained.model):
+    with torch.no_grad():
         for batch in batches:
             assert batch.labels_BT is not None
             types = {} if batch.token_types_BT is None else {"token_types_BT": to_device(batch.token_types_BT, device)}

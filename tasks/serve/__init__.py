@@ -1,4 +1,4 @@
-"""Serve a trained model over HTTP in OpenAI's shape: embeddings, and completions of a decoder; a page at / to try it."""
+"""Serve a trained model over HTTP in OpenAI's shape: embeddings, labels, completions; a page at / to try it."""
 
 import argparse
 from pathlib import Path
@@ -13,7 +13,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (default 8000)")
     keys = parser.add_mutually_exclusive_group()
     keys.add_argument("--api-key", help="the key that requests must bring; other users of this machine see it")
-    keys.add_argument("--api-keys", type=Path, metavar="FILE", help="file with one accepted key on each line")
+    keys.add_argument(
+        "--api-keys",
+        type=Path,
+        metavar="FILE",
+        help="file with one accepted key on each line (default: those in GROUNDWORK_API_KEYS)",
+    )
     parser.add_argument(
         "--max-batch-tokens",
         type=int,
@@ -39,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     import torch
 
     from tasks.serve.app import create_app
-    from tasks.serve.limits import Limits, read_keys
+    from tasks.serve.limits import Limits, accepted_keys
     from tasks.serve.served import load
     from tasks.serve.server import serve
 
@@ -50,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
         max_body_bytes=options.max_body_bytes,
         timeout=options.timeout,
     )
-    keys = (options.api_key,) if options.api_key else read_keys(options.api_keys) if options.api_keys else ()
+    keys = accepted_keys(options.api_key, options.api_keys)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     app = create_app(load(options.model, device, options.name), limits, keys)
     return serve(app, options.host, options.port)

@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from tasks.serve.completions import Answer
+from tasks.serve.answer import Answer
 from tasks.serve.errors import ApiError, error_body
 from tasks.serve.requests import WritingRequest
 from tasks.serve.service import Service

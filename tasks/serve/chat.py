@@ -1,11 +1,14 @@
-"""From the messages of a conversation to the tokens of a prompt."""
+"""From the messages of a conversation to a prompt."""
 
 import json
 from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from config import ConfigError
+from config.supervised_schema import Instruction, SequenceToSequence
+from data.prompt import Prompt
 from tasks.serve.errors import refuse
 from tasks.serve.requests import Message
 from tasks.serve.served import Served
@@ -16,18 +19,27 @@ ROLES = {"system": "System", "developer": "System", "user": "User", "assistant":
 class Template:
     """The chat template of the model's folder (tokenizer_config.json or chat_template.jinja, as transformers reads them).
 
-    A model without one gets "User: …", "Assistant: …" and "System: …", one paragraph each, and stops before "\\nUser:".
+    A model without one that was fine-tuned on prompts and answers reads messages as it read these: their texts as they
+    are, an end token after each answer, a blank line between other messages. Any other one reads "User: …",
+    "Assistant: …" and "System: …", one paragraph each, and stops before "\\nUser:".
     """
 
     def __init__(self, served: Served):
         self.served, self.render = served, _find_template(served.folder)
-        self.stops = [] if self.render else ["\nUser:"]
+        self.answers = isinstance(served.trained.objective, Instruction | SequenceToSequence)
+        self.stops = [] if self.render or self.answers else ["\nUser:"]
 
-    def tokens(self, messages: list[Message]) -> list[int]:
+    def prompt(self, messages: list[Message]) -> Prompt:
         """Raises ApiError 400 if the template refuses the conversation."""
-        if self.render is None:
-            turns = [f"{ROLES[message.role]}: {message.text}\n\n" for message in messages]
-            return self.served.prompt("".join(turns) + "Assistant:")
+        if self.render:
+            return self.served.prompt(self._rendered(messages))
+        if self.answers:
+            return self._answered(messages)
+        turns = [f"{ROLES[message.role]}: {message.text}\n\n" for message in messages]
+        return self.served.prompt("".join(turns) + "Assistant:")
+
+    def _rendered(self, messages: list[Message]) -> list[int]:
+        assert self.render is not None
         plain = [{"role": message.role, "content": message.text} for message in messages]
         try:
             text = self.render(messages=plain, add_generation_prompt=True)
@@ -35,6 +47,16 @@ class Template:
             raise refuse(f"messages: the model's chat template refuses them: {error}", "messages") from None
         added = json.loads(self.served.tokenizer.spec)["added_tokens"]
         return self.served.tokenizer.encode_with(text, [token["content"] for token in added if token["special"]])
+
+    def _answered(self, messages: list[Message]) -> Prompt:
+        tokenizer, ids = self.served.tokenizer, list[int]()
+        groups = groupby(messages, key=lambda message: message.role == "assistant")
+        for is_answer, group in groups:
+            ids += tokenizer.encode("\n\n".join(message.text for message in group))
+            ids += [tokenizer.eod_id] if is_answer else []
+        if self.served.prompt("").source is not None:
+            ids.append(tokenizer.eod_id)
+        return self.served.prompt(ids or [tokenizer.eod_id])
 
 
 def _find_template(folder: Path) -> Callable[..., str] | None:

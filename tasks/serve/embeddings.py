@@ -3,29 +3,25 @@
 import base64
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tasks.serve.embedding_queue import EmbeddingQueue
+from tasks.embedding import Embedder
 from tasks.serve.errors import refuse
-from tasks.serve.inputs import check_model, read_rows
+from tasks.serve.inputs import check_length, check_model, read_items
+from tasks.serve.reading_queue import ReadingQueue
 from tasks.serve.requests import EmbeddingRequest
 from tasks.serve.served import Served
 
 
-async def answer(served: Served, queue: EmbeddingQueue, request: EmbeddingRequest) -> dict[str, Any]:
+async def answer(served: Served, queue: ReadingQueue | None, request: EmbeddingRequest) -> dict[str, Any]:
     check_model(served, request.model)
-    rows = read_rows(
-        served,
-        request.input,
-        "input",
-        encode=lambda text: served.embedder.framed(served.tokenizer.encode(text)),
-        surround=served.embedder.framed,
-    )
-    width = served.embedder.width
-    if request.dimensions is not None and request.dimensions > width:
-        raise refuse(f"dimensions {request.dimensions} is more than the model's {width}", "dimensions")
-    vectors_ND = await queue.embed(rows)
+    embedder = served.embedder
+    if embedder is None or queue is None:
+        raise refuse(f"the model {served.name} has no embeddings: it writes, at /v1/completions", "model")
+    rows = read(served, embedder, request)
+    vectors_ND = torch.stack(await queue.read(rows))
     if request.dimensions is not None:
         vectors_ND = F.normalize(vectors_ND[:, : request.dimensions], dim=1)
     count = sum(map(len, rows))
@@ -38,6 +34,18 @@ async def answer(served: Served, queue: EmbeddingQueue, request: EmbeddingReques
         "model": served.name,
         "usage": {"prompt_tokens": count, "total_tokens": count},
     }
+
+
+def read(served: Served, embedder: Embedder, request: EmbeddingRequest) -> list[list[int]]:
+    """The tokens of each input, special tokens included."""
+    if request.dimensions is not None and request.dimensions > embedder.width:
+        raise refuse(f"dimensions {request.dimensions} is more than the model's {embedder.width}", "dimensions")
+    rows = []
+    for where, item in read_items(served, request.input, "input"):
+        row = embedder.framed(served.tokenizer.encode(item) if isinstance(item, str) else item)
+        check_length(served.longest, len(row), where, "input")
+        rows.append(row)
+    return rows
 
 
 def spell(vectors_ND: Tensor, encoding: str) -> list[Any]:

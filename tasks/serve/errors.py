@@ -17,6 +17,7 @@ INPUT = (
 )
 ANY_OF = {"input": INPUT, "prompt": INPUT, "stop": f"a text or a list of at most {MAX_STOPS} texts"}
 """Parameters of several forms."""
+TO_CLASSIFY = "a text, a list of texts, or a list of pairs or of words of each text; lists must not be empty"
 
 
 class ApiError(HTTPException):
@@ -52,7 +53,7 @@ def error_response(error: StarletteHTTPException) -> JSONResponse:
     return JSONResponse(error_body(error), error.status_code, headers=error.headers)
 
 
-def explain(error: RequestValidationError) -> ApiError:
+def explain(error: RequestValidationError, path_called: str) -> ApiError:
     """The first thing that is wrong with a request."""
     first = error.errors()[0]
     path = [str(part) for part in first["loc"] if part != "body"]
@@ -63,6 +64,8 @@ def explain(error: RequestValidationError) -> ApiError:
         return refuse(f"Unrecognized request argument supplied: {param}", param, "unknown_parameter")
     if first["type"] == "missing":
         return refuse(f"you must provide the parameter {'.'.join(path)}", param, "missing_required_parameter")
+    if param == "input" and path_called == "/classify":
+        return refuse(f"{param} must be {TO_CLASSIFY}", param)
     if param in ANY_OF:
         return refuse(f"{param} must be {ANY_OF[param]}", param)
     return refuse(f"{'.'.join(path)}: {first['msg']}", param)
@@ -75,7 +78,7 @@ def add_handlers(app: FastAPI) -> None:
 
     async def on_validation(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return error_response(explain(error))
+        return error_response(explain(error, request.url.path))
 
     async def on_bug(request: Request, error: Exception) -> JSONResponse:
         logging.getLogger("uvicorn.error").error("%s %s failed", request.method, request.url.path, exc_info=error)

@@ -1,5 +1,6 @@
 """What every request passes before it is read: keys, size, and whether the server is closing."""
 
+import asyncio
 import hashlib
 import hmac
 import time
@@ -11,12 +12,21 @@ from tasks.serve.errors import ApiError, error_response
 from tasks.serve.limits import Limits
 from tasks.serve.metrics import Metrics
 
-PATHS = ("/", "/health", "/metrics", "/v1/models", "/v1/embeddings", "/v1/completions", "/v1/chat/completions")
+PATHS = (
+    "/",
+    "/health",
+    "/metrics",
+    "/v1/models",
+    "/v1/embeddings",
+    "/v1/completions",
+    "/v1/chat/completions",
+    "/classify",
+)
 """By which requests are counted."""
 
 
 class Guard:
-    """ASGI middleware. Under /v1 it asks for a key and refuses all once the server drains."""
+    """ASGI middleware. What the model does takes a key and is refused once the server drains."""
 
     def __init__(self, app: ASGIApp, limits: Limits, keys: Sequence[str], metrics: Metrics):
         self.app, self.limits, self.metrics = app, limits, metrics
@@ -50,7 +60,7 @@ class Guard:
 
     def _check(self, scope: Scope) -> None:
         headers = dict(scope["headers"])
-        if scope["path"].startswith("/v1/"):
+        if scope["path"].startswith(("/v1/", "/classify")):
             self._check_key(headers.get(b"authorization", b""))
             if self.draining:
                 raise ApiError(503, "the server is shutting down: try another one", retry_after=1)
@@ -72,12 +82,19 @@ class Guard:
             raise ApiError(401, "Incorrect API key provided", code="invalid_api_key")
 
     def _limited(self, receive: Receive) -> Receive:
-        """`receive` that stops a body which has not said its length and is too large."""
-        total = 0
+        """`receive` that stops a body which comes too slowly, or is too large and has not said so."""
+        total, whole = 0, False
+        deadline = time.monotonic() + self.limits.timeout
 
         async def limited() -> Message:
-            nonlocal total
-            message = await receive()
+            nonlocal total, whole
+            if whole:
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), max(0, deadline - time.monotonic()))
+            except asyncio.TimeoutError:
+                raise ApiError(408, f"the body was not here after {self.limits.timeout:g} s", code="timeout") from None
+            whole = not message.get("more_body")
             total += len(message.get("body", b""))
             if total > self.limits.max_body_bytes:
                 raise self._too_large("more bytes")

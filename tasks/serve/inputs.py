@@ -1,6 +1,6 @@
-"""From the texts or token ids of a request to rows of tokens within the model's limits."""
+"""The texts or token ids of a request, within the model's limits."""
 
-from collections.abc import Callable
+from collections.abc import Iterator, Sized
 
 from tasks.serve.errors import ApiError, refuse
 from tasks.serve.limits import MAX_INPUTS
@@ -19,41 +19,39 @@ def check_model(served: Served, name: str) -> None:
         )
 
 
-def read_rows(
-    served: Served,
-    given: Input,
-    param: str,
-    encode: Callable[[str], list[int]],
-    surround: Callable[[list[int]], list[int]],
-) -> list[list[int]]:
-    """One row of tokens for each input: `encode` of texts, `surround` of token ids. Raises ApiError 400 for empty texts,
-    unknown ids, and more inputs or longer ones than allowed."""
+def read_items(served: Served, given: Input, param: str) -> Iterator[tuple[str, str | list[int]]]:
+    """Each text or row of token ids, and what to call it. Raises ApiError 400 for empty texts, unknown ids, and more
+    inputs than allowed."""
     items = [given] if isinstance(given, str) or isinstance(given[0], int) else given
-    if len(items) > MAX_INPUTS:
-        raise refuse(f"{param} has {len(items)} entries, more than {MAX_INPUTS}: send several requests", param)
-    rows = []
+    check_count(items, param)
     for number, item in enumerate(items):
         where = param if items is not given else f"{param}[{number}]"
         if isinstance(item, str):
             if not item:
                 raise refuse(f"{where} is an empty text", param)
-            rows.append(encode(item))
+            yield where, item
         else:
             assert isinstance(item, list)
-            rows.append(surround(_checked(served, item, where, param)))
-        check_length(served, len(rows[-1]), where, param)
-    return rows
+            yield where, _checked(served, item, where, param)
 
 
-def check_length(served: Served, length: int, where: str, param: str, more: int = 0) -> None:
+def check_count(items: Sized, param: str) -> None:
+    if len(items) > MAX_INPUTS:
+        raise refuse(f"{param} has {len(items)} entries, more than {MAX_INPUTS}: send several requests", param)
+
+
+def check_length(longest: int, length: int, where: str, param: str, more: int = 0) -> None:
     """Raises ApiError 400 if `length` tokens and `more` new ones do not fit."""
-    if length + more > served.longest:
-        asked = f"{length} tokens" + (f" and {more} more are asked for" if more else "")
-        raise refuse(
-            f"This model's maximum context length is {served.longest} tokens, but {where} has {asked}: shorten it",
-            param,
-            "context_length_exceeded",
-        )
+    if length + more > longest:
+        raise too_long(longest, length, where, param, f" and {more} more are asked for" if more else "")
+
+
+def too_long(longest: int, length: int, where: str, param: str, more: str = "") -> ApiError:
+    return refuse(
+        f"This model's maximum context length is {longest} tokens, but {where} has {length} tokens{more}: shorten it",
+        param,
+        "context_length_exceeded",
+    )
 
 
 def _checked(served: Served, tokens: list, where: str, param: str) -> list[int]:

@@ -1,5 +1,6 @@
 """What a server accepts."""
 
+import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -13,6 +14,7 @@ MAX_CHOICES = 128
 """Completions that one request may ask for: prompts times n."""
 MAX_STOPS = 4
 """Stop texts of one request, as at OpenAI."""
+KEYS_VARIABLE = "GROUNDWORK_API_KEYS"
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,13 @@ class Limits:
                 raise ConfigError(
                     f"--{option} {getattr(self, field.name):g} is not above 0: give more, or leave it out"
                 )
+
+
+def accepted_keys(key: str | None, file: Path | None) -> tuple[str, ...]:
+    """The API keys of the command line, or else those of the environment; none: everyone is let in."""
+    if key:
+        return (key,)
+    return read_keys(file) if file else tuple(os.environ.get(KEYS_VARIABLE, "").replace(",", " ").split())
 
 
 def read_keys(path: Path) -> tuple[str, ...]:

@@ -28,8 +28,8 @@ Input = (
 Stop = Text | Annotated[list[Text], Field(max_length=MAX_STOPS)] | None
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "presence_penalty": (0,), "frequency_penalty": (0,), "logit_bias": ({},), "echo": (False,), "best_of": (1,),
-    "suffix": ("",), "logprobs": (False,), "top_logprobs": (), "tools": ([],), "tool_choice": ("none",),
+    "presence_penalty": (0,), "frequency_penalty": (0,), "logit_bias": ({},), "best_of": (1,),
+    "suffix": ("",), "tools": ([],), "tool_choice": ("none",),
     "functions": ([],), "function_call": ("none",), "parallel_tool_calls": (), "response_format": ({"type": "text"},),
     "store": (False,), "metadata": ({},), "modalities": (["text"],), "audio": (), "prediction": (), "service_tier": ("auto", "default"),
     "reasoning_effort": (), "web_search_options": (), "verbosity": (), "prompt_cache_key": (), "safety_identifier": (),
@@ -65,6 +65,19 @@ class EmbeddingRequest(ApiRequest):
     """The first so many numbers of each vector, scaled to length 1 again."""
 
 
+class ClassifyRequest(ApiRequest):
+    input: (
+        Text
+        | Annotated[list[Text], Field(min_length=1, fail_fast=True)]
+        | Annotated[
+            list[Annotated[list[Text], Field(min_length=1, fail_fast=True)]], Field(min_length=1, fail_fast=True)
+        ]
+    )
+    """A text or several; pairs of texts or lists of words for a model that learned these."""
+    truncate: bool | None = None
+    """Cut too long texts off as in training; default: if the training did."""
+
+
 class StreamOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -97,6 +110,16 @@ class CompletionRequest(WritingRequest):
     prompt: Input
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     """Default 16."""
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    """Give the log-probabilities of the tokens and of this many likeliest ones."""
+    echo: bool | None = None
+    """Put the prompt before the completion."""
+
+    @model_validator(mode="after")
+    def _check_echo(self) -> "CompletionRequest":
+        if self.echo and self.logprobs is not None:
+            raise refuse("echo with logprobs is not supported by this server: leave one of them out", "echo")
+        return self
 
 
 class TextPart(BaseModel):
@@ -112,6 +135,12 @@ class Message(BaseModel):
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | Annotated[list[TextPart], Field(min_length=1)]
     name: None = None
+    refusal: None = None
+    """This and the next ones stand in answers that are sent back."""
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
 
     @property
     def text(self) -> str:
@@ -123,9 +152,14 @@ class ChatRequest(WritingRequest):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     """Default: as many as the context holds."""
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    """Give this many of the likeliest tokens as well."""
 
     @model_validator(mode="after")
     def _check_lengths(self) -> "ChatRequest":
         if self.max_tokens is not None and self.max_completion_tokens is not None:
             raise refuse("max_tokens and max_completion_tokens are one setting: give one of them", "max_tokens")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise refuse("top_logprobs is only for logprobs=true", "top_logprobs")
         return self

@@ -6,10 +6,10 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 
-from tasks.serve import completions, embeddings
+from tasks.serve import classify, completions, embeddings
 from tasks.serve.answering import answered, written
 from tasks.serve.inputs import check_model
-from tasks.serve.requests import ChatRequest, CompletionRequest, EmbeddingRequest
+from tasks.serve.requests import ChatRequest, ClassifyRequest, CompletionRequest, EmbeddingRequest
 from tasks.serve.service import Shared
 
 PAGE = Path(__file__).with_name("page.html")
@@ -47,6 +47,11 @@ async def model(name: str, service: Shared) -> dict[str, Any]:
 @work.post("/v1/embeddings")
 async def embed(body: EmbeddingRequest, request: Request, service: Shared) -> Response:
     return await answered(service, embeddings.answer(service.served, service.embedding, body), request)
+
+
+@work.post("/classify")
+async def label(body: ClassifyRequest, request: Request, service: Shared) -> Response:
+    return await answered(service, classify.answer(service.served, service.labelling, body), request)
 
 
 @work.post("/v1/completions")

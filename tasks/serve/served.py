@@ -1,19 +1,21 @@
 """The model that is served, and what it can do."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
 
 from config import ConfigError
-from config.objective_schema import CausalLM
-from data.prompt import encode_prompt
+from config.objective_schema import WRITE_TEXT
+from config.supervised_schema import SequenceToSequence
+from data.prompt import Prompt, encode_prompt
 from data.tokenizer import Tokenizer
-from model import GPT, Bert
-from tasks.checkpoints import Trained, check_family, load_model
-from tasks.embedding import Embedder
+from model import GPT, T5
+from tasks.checkpoints import Trained, load_model
+from tasks.embedding import CPU_BATCH_TOKENS, Embedder
+from tasks.serve.classifier import Classifier, classifies
 from tasks.serve.limits import MAX_TOKENS
 
 
@@ -23,42 +25,58 @@ class Served:
     """What requests call it."""
     trained: Trained
     folder: Path
-    embedder: Embedder = field(init=False)
-
-    def __post_init__(self) -> None:
-        check_family(self.trained, "serve", ("bert", "gpt"))
-        object.__setattr__(self, "embedder", Embedder(self.trained))
-
-    @property
-    def model(self) -> GPT | Bert:
-        assert isinstance(self.trained.model, GPT | Bert)
-        return self.trained.model
 
     @property
     def tokenizer(self) -> Tokenizer:
         return self.trained.tokenizer
 
     @cached_property
-    def writes(self) -> bool:
-        """Whether it completes text."""
-        return isinstance(self.model, GPT) and isinstance(self.trained.objective, CausalLM)
+    def embedder(self) -> Embedder | None:
+        """None of an encoder–decoder."""
+        return None if self.trained.config.family == "t5" else Embedder(self.trained)
+
+    @cached_property
+    def classifier(self) -> Classifier | None:
+        """None of a model without labels."""
+        return Classifier(self.trained, CPU_BATCH_TOKENS) if classifies(self.trained) else None
+
+    @cached_property
+    def writer(self) -> GPT | T5 | None:
+        """The model, if it completes text."""
+        model = self.trained.model
+        return model if isinstance(model, GPT | T5) and self.trained.objective.name in WRITE_TEXT else None
+
+    @property
+    def abilities(self) -> list[str]:
+        chats = isinstance(self.writer, GPT) or isinstance(self.trained.objective, SequenceToSequence)
+        having = {
+            "embeddings": self.embedder, "classification": self.classifier, "completions": self.writer,
+            "chat": self.writer and chats,
+        }  # fmt: skip
+        return [name for name, part in having.items() if part]
 
     @cached_property
     def longest(self) -> int:
         """Tokens of the longest input."""
-        return min(MAX_TOKENS, self.embedder.max_tokens)
+        positions = self.trained.config.max_positions
+        return min(MAX_TOKENS, positions, self.trained.max_tokens or positions)
 
     @property
     def vocab_size(self) -> int:
         return self.trained.config.vocab_size
 
-    def prompt(self, text: str) -> list[int]:
-        """What a decoder reads of a text."""
-        return encode_prompt(text, self.trained.objective, self.tokenizer).tokens
+    def prompt(self, given: str | list[int]) -> Prompt:
+        """What a writer reads of a text; token ids are taken as they are."""
+        if isinstance(given, str):
+            return encode_prompt(given, self.trained.objective, self.tokenizer)
+        start = encode_prompt("", self.trained.objective, self.tokenizer)
+        if start.source is None:
+            return Prompt("", given, None, start.stop_ids)
+        return Prompt("", start.tokens, given, start.stop_ids)
 
 
 def load(path: Path, device: torch.device, name: str | None = None) -> Served:
-    """The model of a folder. Raises ConfigError for one that gives neither vectors nor completions."""
+    """The model of a folder. Raises ConfigError for one that cannot be loaded, or a name that no request could spell."""
     name = name or path.resolve().name
     if not re.fullmatch(r"[\w.:/@-]+", name):
         raise ConfigError(f"--name {name!r}: use letters, digits and . : / @ _ - only")

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 from fastapi import Depends, FastAPI, Request
 
 from tasks.serve.chat import Template
-from tasks.serve.embedding_queue import EmbeddingQueue
 from tasks.serve.limits import Limits
 from tasks.serve.metrics import Metrics
+from tasks.serve.reading_queue import ReadingQueue
 from tasks.serve.served import Served
 from tasks.serve.worker import Worker
 from tasks.serve.writing_queue import WritingQueue
@@ -21,29 +21,40 @@ class Service:
     def __init__(self, served: Served, limits: Limits, metrics: Metrics):
         self.served, self.limits, self.metrics, self.template = served, limits, metrics, Template(served)
         self.worker, self.started = Worker(), int(time.time())
-        self.embedding = EmbeddingQueue(served, self.worker, limits, metrics)
-        self.writing = WritingQueue(served, self.worker, limits, metrics) if served.writes else None
+        shared = self.worker, limits, metrics
+        embedder, classifier, writer = served.embedder, served.classifier, served.writer
+        self.embedding = ReadingQueue("embed", embedder.encode_tokens, *shared) if embedder else None
+        self.labelling = ReadingQueue("classify", classifier.scores, *shared) if classifier else None
+        self.writing = WritingQueue(writer, *shared) if writer else None
+
+    @property
+    def queues(self) -> dict[str, ReadingQueue | WritingQueue]:
+        """By the names of their work."""
+        queues = {"embed": self.embedding, "classify": self.labelling, "write": self.writing}
+        return {work: queue for work, queue in queues.items() if queue}
 
     @property
     def card(self) -> dict[str, Any]:
         """The model as /v1/models describes it."""
-        abilities = ["embeddings"] + (["completions", "chat"] if self.writing else [])
+        served = self.served
         return {
-            "id": self.served.name, "object": "model", "created": self.started, "owned_by": "groundwork",
-            "capabilities": abilities, "max_tokens": self.served.longest, "dimensions": self.served.embedder.width,
+            "id": served.name, "object": "model", "created": self.started, "owned_by": "groundwork",
+            "capabilities": served.abilities, "max_tokens": served.longest,
+            "dimensions": served.embedder.width if served.embedder else None,
+            "labels": list(served.classifier.labels) if served.classifier else None,
+            "judges": served.classifier.judges if served.classifier else None,
         }  # fmt: skip
 
     def measure(self) -> bytes:
         """What Prometheus reads."""
-        self.metrics.waiting.labels("embed").set(self.embedding.backlog.tokens)
-        self.metrics.waiting.labels("write").set(self.writing.backlog.tokens if self.writing else 0)
+        for work, queue in self.queues.items():
+            self.metrics.waiting.labels(work).set(queue.backlog.tokens)
         return self.metrics.text()
 
     @asynccontextmanager
     async def running(self, app: FastAPI) -> AsyncIterator[None]:
         """The queues work as long as the application runs."""
-        queues = [queue for queue in (self.embedding, self.writing) if queue]
-        tasks = [asyncio.create_task(queue.run()) for queue in queues]
+        tasks = [asyncio.create_task(queue.run()) for queue in self.queues.values()]
         yield
         for task in tasks:
             task.cancel()

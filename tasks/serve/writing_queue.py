@@ -5,11 +5,10 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
-from model import GPT
+from model import GPT, T5
 from model.decoder import Decoder, NewToken, Request
 from tasks.serve.limits import Limits
 from tasks.serve.metrics import Metrics
-from tasks.serve.served import Served
 from tasks.serve.worker import Backlog, Worker
 
 End = str | Exception
@@ -23,7 +22,7 @@ class Writing:
     request: Request
     number: int
     """Of the choice in its request."""
-    news: asyncio.Queue[tuple[int, int | End]]
+    news: asyncio.Queue[tuple[int, NewToken | End]]
     """Where each (number, token) goes, and at last (number, end)."""
     over: bool = False
     """Finished, or no longer wanted."""
@@ -31,13 +30,12 @@ class Writing:
     @property
     def cost(self) -> int:
         """Tokens that it reads and may write."""
-        return len(self.request.prompt) + self.request.max_new_tokens
+        return len(self.request.prompt) + len(self.request.source or ()) + self.request.max_new_tokens
 
 
 class WritingQueue:
-    def __init__(self, served: Served, worker: Worker, limits: Limits, metrics: Metrics):
-        assert isinstance(served.model, GPT)
-        self.model, self.worker, self.limits, self.metrics = served.model, worker, limits, metrics
+    def __init__(self, model: GPT | T5, worker: Worker, limits: Limits, metrics: Metrics):
+        self.model, self.worker, self.limits, self.metrics = model, worker, limits, metrics
         self.backlog = Backlog(limits.max_waiting_tokens)
         self.waiting: deque[Writing] = deque()
         self.running: dict[int, Writing] = {}
@@ -100,7 +98,7 @@ class WritingQueue:
     def _deliver(self, new: NewToken) -> None:
         writing = self.running[new.sequence]
         if not writing.over and new.reason != "stop":
-            writing.news.put_nowait((writing.number, new.token))
+            writing.news.put_nowait((writing.number, new))
         if new.reason:
             del self.running[new.sequence]
             self._finish(writing, "stop" if new.reason == "stop" else "length")

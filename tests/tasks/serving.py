@@ -5,13 +5,15 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import uvicorn
 
-from config import BertConfig, GPTConfig, RunConfig
-from config.objective_schema import CausalLM, MaskedLM
-from data.specials import BERT
+from config import BertConfig, GPTConfig, RunConfig, T5Config
+from config.objective_schema import CausalLM, MaskedLM, ObjectiveConfig
+from config.supervised_schema import Instruction, SequenceToSequence
+from data.specials import BERT, T5
 from data.tokenizer import byte_tokenizer
 from model import build, init_weights
 from tasks.checkpoints import Trained
@@ -27,6 +29,18 @@ def decoder(folder: Path = Path("none"), max_positions: int = 256) -> Served:
     return Served("tiny-gpt", Trained(filled(config), byte_tokenizer(), config, CausalLM(), None), folder)
 
 
+def instructed() -> Served:
+    """The decoder, as if it had been fine-tuned on prompts and answers."""
+    served = decoder()
+    return Served(served.name, replace(served.trained, objective=Instruction()), served.folder)
+
+
+def translating(objective: ObjectiveConfig = SequenceToSequence()) -> Served:  # noqa: B008
+    tokenizer = byte_tokenizer().with_special_tokens(T5)
+    config = T5Config(vocab_size=tokenizer.vocab_size, max_positions=256, **SIZES)
+    return Served("tiny-t5", Trained(filled(config), tokenizer, config, objective, None), Path("none"))
+
+
 def encoder(max_positions: int = 128) -> Served:
     config = BertConfig(vocab_size=261, max_positions=max_positions, pooler=False, **SIZES)
     tokenizer = byte_tokenizer().with_special_tokens(BERT)
@@ -39,8 +53,8 @@ def encoder(max_positions: int = 128) -> Served:
     return Served("tiny-bert", Trained(filled(config), tokenizer, config, MaskedLM(), recipe), Path("none"))
 
 
-def filled(config):
-    model = build(config)
+def filled(config, model=None):
+    model = model or build(config)
     init_weights(model, config, seed=0)
     for weight in model.parameters():  # at initialisation all texts are nearly alike
         weight.data.mul_(3)

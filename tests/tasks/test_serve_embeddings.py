@@ -23,7 +23,7 @@ def expected(served, texts):
     """Each text alone, in one unpadded row: the mean of its tokens' hidden states."""
     rows = [served.tokenizer.encode_with(f"[CLS]{text}[SEP]", ["[CLS]", "[SEP]"]) for text in texts]
     with torch.no_grad():
-        vectors = [served.model(torch.tensor([row]))[0].mean(0) for row in rows]
+        vectors = [served.trained.model(torch.tensor([row]))[0].mean(0) for row in rows]
     return np.stack([(vector / vector.norm()).numpy() for vector in vectors])
 
 

@@ -1,17 +1,15 @@
-"""Dynamic batching of embeddings: what came while the model was busy is computed next, up to a number of tokens, in rows
-of similar length."""
+"""Dynamic batching of texts that are only read: what came while the model was busy is computed next, up to a number of
+tokens."""
 
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import Any
 
 from tasks.serve.limits import Limits
 from tasks.serve.metrics import Metrics
-from tasks.serve.served import Served
 from tasks.serve.worker import Backlog, Worker
 
 
@@ -19,7 +17,7 @@ from tasks.serve.worker import Backlog, Worker
 class Texts:
     """The inputs of one request."""
 
-    vectors: list[Tensor | None]
+    results: list[Any]
     left: int
     finished: asyncio.Future[None]
     """Cancelled when the client is gone."""
@@ -27,28 +25,30 @@ class Texts:
 
 @dataclass(frozen=True)
 class Text:
-    tokens: list[int]
+    row: Sized
     request: Texts
     place: int
 
 
-class EmbeddingQueue:
-    def __init__(self, served: Served, worker: Worker, limits: Limits, metrics: Metrics):
-        self.embedder, self.worker, self.metrics = served.embedder, worker, metrics
-        self.embedder.batch_tokens = limits.max_batch_tokens
+class ReadingQueue:
+    def __init__(
+        self, work: str, compute: Callable[[list[Any]], Iterable[Any]], worker: Worker, limits: Limits, metrics: Metrics
+    ):
+        """`compute` makes one result of each row, in the model's thread; `work` is its name in the metrics."""
+        self.work, self.compute, self.worker, self.metrics = work, compute, worker, metrics
         self.budget = limits.max_batch_tokens
         self.backlog = Backlog(limits.max_waiting_tokens)
         self.waiting: deque[Text] = deque()
         self.arrived = asyncio.Event()
 
-    async def embed(self, rows: list[list[int]]) -> Tensor:
-        """Vectors [N, D] of N rows of tokens. Raises ApiError 429 if too much is waiting."""
+    async def read(self, rows: Sequence[Sized]) -> list[Any]:
+        """The result of each row, whose length is its number of tokens. Raises ApiError 429 if too much is waiting."""
         self.backlog.admit(sum(map(len, rows)))
         request = Texts([None] * len(rows), len(rows), asyncio.get_running_loop().create_future())
         self.waiting.extend(Text(row, request, place) for place, row in enumerate(rows))
         self.arrived.set()
         await request.finished
-        return torch.stack([vector for vector in request.vectors if vector is not None])
+        return request.results
 
     async def run(self) -> None:
         """Compute batches for ever."""
@@ -66,31 +66,31 @@ class EmbeddingQueue:
         while self.waiting:
             text = self.waiting[0]
             gone = text.request.finished.done()
-            if not gone and batch and total + len(text.tokens) > self.budget:
+            if not gone and batch and total + len(text.row) > self.budget:
                 break
             self.waiting.popleft()
-            self.backlog.tokens -= len(text.tokens)
+            self.backlog.tokens -= len(text.row)
             if not gone:
                 batch.append(text)
-                total += len(text.tokens)
+                total += len(text.row)
         if not self.waiting:
             self.arrived.clear()
         return batch
 
     async def _compute(self, batch: list[Text]) -> None:
-        since, tokens = time.monotonic(), sum(len(text.tokens) for text in batch)
+        since, tokens = time.monotonic(), sum(len(text.row) for text in batch)
         try:
-            vectors_BD = await self.worker.run(self.embedder.encode_tokens, [text.tokens for text in batch])
+            results = await self.worker.run(self.compute, [text.row for text in batch])
         except Exception as error:  # the requests get it, and the next batch may do better
             for text in batch:
                 if not text.request.finished.done():
                     text.request.finished.set_exception(error)
             return
         self.backlog.done(tokens, since)
-        self.metrics.computed("embed", len(batch), tokens)
-        for text, vector_D in zip(batch, vectors_BD, strict=True):
+        self.metrics.computed(self.work, len(batch), tokens)
+        for text, result in zip(batch, results, strict=True):
             request = text.request
-            request.vectors[text.place] = vector_D
+            request.results[text.place] = result
             request.left -= 1
             if not request.left and not request.finished.done():
                 request.finished.set_result(None)
