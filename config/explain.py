@@ -49,7 +49,7 @@ def explain(
             message = str(error["ctx"]["error"])
             place = _place_of_first_setting(document, path, message)
             problems.append(Problem(place, dotted(path), message))
-        elif error["type"] == "too_short" and error["input"]:
+        elif error["type"] == "too_short" and _has_wrong_entries(errors, error["loc"]):
             continue  # pydantic does not count the entries that are wrong themselves
         elif error["type"] != "missing":
             problems.append(_problem(document, path, _wrong_value(error)))
@@ -58,6 +58,13 @@ def explain(
         if error["type"] == "missing" and path not in misspelt:
             problems.append(_problem(document, path, _missing(path, parents)))
     return problems
+
+
+def _has_wrong_entries(errors: ValidationError, location: tuple[int | str, ...]) -> bool:
+    below = len(location)
+    return any(
+        len(other["loc"]) > below and other["loc"][:below] == location for other in errors.errors(include_url=False)
+    )
 
 
 def _problem(document: Document, path: KeyPath, message: str) -> Problem:
@@ -105,7 +112,8 @@ def _wrong_value(error: Any) -> str:
         hint = "; put a space after the colon" if isinstance(value, str) and ":" in value else ""
         return f"expected a section of settings, not {_show(value)}{hint}"
     if kind == "too_short":
-        return f"needs at least {error['ctx']['min_length']} entry"
+        least = error["ctx"]["min_length"]
+        return f"needs at least {least} {'entry' if least == 1 else 'entries'}, not {error['ctx']['actual_length']}"
     if kind not in EXPECTED:
         return error["msg"][0].lower() + error["msg"][1:]
     return f"{EXPECTED[kind](error.get('ctx', {}))}, not {_show(value)}{_hint(kind, value, error.get('ctx', {}))}"

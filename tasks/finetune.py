@@ -27,10 +27,13 @@ def run(options: argparse.Namespace) -> int:
     import subprocess
     import sys
 
+    from config import ConfigError
     from config.load import load_recipe, merged_recipe
     from data.files import write_atomically
     from tasks.finetune_recipe import make_recipe
 
+    if options.epochs < 1:
+        raise ConfigError(f"--epochs {options.epochs}: every example has to be learned from at least once")
     path = options.recipe or Path(f"{options.task}-{options.model.resolve().name}.yaml")
     draft = path.with_suffix(".draft.yaml")
     try:

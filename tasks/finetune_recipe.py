@@ -95,6 +95,10 @@ def objective_section(options: argparse.Namespace, records: list[Record]) -> dic
     flat = [label for value in values for label in (value if isinstance(value, list) else [value])]
     counts = Counter(map(label_name, flat))
     labels = sorted(counts, key=lambda name: (name != "O", len(name) if name.isdecimal() else 0, name))
+    if len(labels) < 2:
+        raise ConfigError(
+            f"{options.train}: all labels are {labels[0]!r}, and there is nothing to tell apart: add others"
+        )
     section: dict[str, Any] = {"labels": labels}
     if options.balanced:
         section["class_weights"] = [round(len(flat) / (len(labels) * counts[label]), 4) for label in labels]

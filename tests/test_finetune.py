@@ -159,6 +159,7 @@ def test_the_command_writes_a_recipe_that_train_py_runs_and_keeps_the_best_of(pr
         ("classification", "text,label\na,x\nb,y\n", "text,label\na,z\n", "valid.csv:2: label 'z' is none of the 2 labels"),
         ("classification", "text,label\na,x\nb\n", "text,label\na,x\n", "train.csv:3: 1 columns, but the header has 2"),
         ("classification", "text,label\na,x\nb,y\n", "words,label\na,x\n", "valid.csv:2: has no field 'text', only words, label"),
+        ("classification", "text,label\na,x\n", "text,label\na,x\n", "train.csv: all labels are 'x', and there is nothing to tell apart"),
         ("regression", "text,label\na,1\nb,2\n", "text,label\na,two\n", "valid.csv:2: label is 'two', not a number"),
         ("relation", "text,label\n[E1]a[/E1] [E2]b[/E2],x\nb,y\n", "text,label\n", "train.csv:3: [E1] stands 0 times"),
         ("classification", f"text,label\n{'word ' * 99},x\nb,y\n", "text,label\na,x\n", "leaves room for 62: raise it, or set data.examples.truncate"),

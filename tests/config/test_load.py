@@ -91,6 +91,7 @@ WRONG = [
     ("batch:\n  global_batch_size: 8\n  micro_batch_size: 2", "batch:\n  global_batch_size:8", "my.yaml:10: batch: expected a section of settings, not the text 'global_batch_size:8'; put a space after the colon"),
     ("batch:\n  global_batch_size: 8\n  micro_batch_size: 2", "", "my.yaml: batch: missing"),
     ("batch:\n  global_batch_size: 8\n  micro_batch_size: 2", "batch:", "my.yaml:10: batch.global_batch_size: missing (Rows in one optimiser step, over all ranks)\nmy.yaml:10: batch.micro_batch_size: missing (Rows in one forward and backward pass of one rank)"),
+    ("  micro_batch_size: 2", "  micro_batch_size: 2\nobjective: {name: classification, labels: [good]}", "my.yaml:13: objective.labels: needs at least 2 entries, not 1"),
     ("  micro_batch_size: 2", "\tmicro_batch_size: 2", "my.yaml:12:1: not valid YAML: indent with spaces, not with tabs"),
     ("  micro_batch_size: 2", "  micro_batch_size: {", "my.yaml:14:5: not valid YAML: while parsing a flow mapping, expected ',' or '}', but got ':'"),
     ("  micro_batch_size: 2", "  micro_batch_size: 2\nrun: &a {name: *a}", "my.yaml:13: run.name: this alias contains itself"),
