@@ -16,6 +16,10 @@ from config import ConfigError, RunConfig, derive, load_recipe
 from launch.slurm import template
 from launch.slurm.sweep import sweep
 
+ELEMENT = "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
+"""Number of an element of a job array, in shell."""
+RANKS = "srun --kill-on-bad-exit=1"
+
 
 @dataclass(frozen=True)
 class SlurmJob:
@@ -46,6 +50,11 @@ class SlurmJob:
     """Axes of a sweep, `optimizer.lr=1e-3,3e-4` each; see launch/slurm/sweep.py."""
     array_limit: int = 0
     """Runs of a sweep that train at the same time."""
+    driver: str = ""
+    """In place of one training, a module with its arguments, as `tasks search …`: it runs on the first node of each element,
+    starts trainings by what stands behind its --launcher, and exits as they do."""
+    workers: int = 1
+    """Elements of the job array that run the driver."""
     container: str = ""
     """Image to train in: a .sif file under apptainer, any other under enroot through pyxis."""
     modules: tuple[str, ...] = ()
@@ -84,6 +93,10 @@ def check_job(job: SlurmJob) -> RunConfig:
         raise ConfigError(
             f"{job.nodes} nodes with {job.gpus_per_node} GPUs: a job has at least 1 node and 0 GPUs on it"
         )
+    if job.driver and (job.array or job.container or job.tasks == "node"):
+        raise ConfigError("--driver starts trainings by srun itself: leave --array, --container and --tasks node out")
+    if job.workers < 1 or (job.workers > 1 and not job.driver):
+        raise ConfigError(f"--workers {job.workers}: so many elements run a --driver, of which there is at least 1")
     needed = 2 * job.warning_seconds  # SLURM may send the signal up to a minute early
     if time_seconds(job.time) < needed:
         raise ConfigError(
@@ -95,6 +108,18 @@ def check_job(job: SlurmJob) -> RunConfig:
         _check_batch(job, load_recipe(job.recipe, (*job.overrides, *element.overrides)))
     _check_batch(job, config)
     return config
+
+
+def run_names(job: SlurmJob, config: RunConfig) -> tuple[str, ...]:
+    """Of the elements of the job array, or of the job's only run."""
+    name = job.job_name or config.run.name
+    if job.driver:
+        return tuple(f"{name}-{number}" for number in range(job.workers))
+    return tuple(element.run_name for element in sweep(job.array, config.run.name)) or (config.run.name,)
+
+
+def is_array(job: SlurmJob) -> bool:
+    return bool(job.array or job.driver)
 
 
 def time_seconds(text: str) -> int:
@@ -124,11 +149,11 @@ def _check_batch(job: SlurmJob, config: RunConfig) -> None:
 
 
 def _header(job: SlurmJob, config: RunConfig) -> str:
-    name, elements = job.job_name or config.run.name, sweep(job.array, config.run.name)
+    name, elements = job.job_name or config.run.name, len(run_names(job, config)) if is_array(job) else 0
     limit = f"%{job.array_limit}" if job.array_limit else ""
     options = {
         "job-name": name,
-        "array": f"0-{len(elements) - 1}{limit}" if elements else "",
+        "array": f"0-{elements - 1}{limit}" if elements else "",
         "nodes": job.nodes,
         "ntasks-per-node": job.ranks_per_node if job.tasks == "gpu" else 1,
         "gpus-per-node": job.gpus_per_node,
@@ -162,12 +187,15 @@ def _environment(job: SlurmJob) -> str:
 def _places(job: SlurmJob, config: RunConfig) -> str:
     """Names of job, run and log folder, and what each element of an array changes."""
     folder, elements = shlex.quote(str(log_folder(config, job.job_name))), sweep(job.array, config.run.name)
+    if job.driver:
+        run = shlex.quote(str(Path(config.run.folder) / (job.job_name or config.run.name)))
+        return template.PLACES.format(job=ELEMENT, logs=folder, run=run)
     if not elements:
         run = shlex.quote(str(Path(config.run.folder) / config.run.name))
         return template.PLACES.format(job="$SLURM_JOB_ID", logs=folder, run=run)
     cases = "\n".join(f"    {number}) sweep=({shlex.join(e.overrides)}) ;;" for number, e in enumerate(elements))
     place = template.PLACES.format(
-        job="${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID",
+        job=ELEMENT,
         logs=folder,
         run=f"{shlex.quote(config.run.folder)}/${{sweep[-1]#run.name=}}",
     )
@@ -175,7 +203,15 @@ def _places(job: SlurmJob, config: RunConfig) -> str:
 
 
 def _training(job: SlurmJob, config: RunConfig) -> str:
-    """srun and what it runs, one word group a line."""
+    """srun and what it runs, one word group a line; or a driver, which has its own srun."""
+    if job.driver:
+        python = shlex.quote(job.python)
+        words = [
+            f"{python} -m {job.driver}",
+            f"--launcher {shlex.quote(f'{RANKS} {python}')}",
+            '>> "$logs/rank_0.log" 2>&1',
+        ]
+        return template.TRAINING.format(command=" \\\n    ".join(words), latest='"$run"/*/checkpoints/latest')
     arguments = [shlex.join(("train.py", job.recipe, *job.overrides))]
     arguments += ['"${sweep[@]}"'] * bool(job.array)
     before = after = ""
@@ -183,14 +219,16 @@ def _training(job: SlurmJob, config: RunConfig) -> str:
         before = template.FRESH
         arguments.append('"${resume[@]}"')
     container = _container(job, config)
-    words = ['srun --kill-on-bad-exit=1 --open-mode=append --output="$logs/rank_%t.log"']
+    words = [f'{RANKS} --open-mode=append --output="$logs/rank_%t.log"']
     if job.tasks == "gpu":
         words += [*container, " ".join([shlex.quote(job.python), *arguments])]
     else:
         before, after = before + template.BEFORE_TORCHRUN, template.AFTER_TORCHRUN
         launcher = template.TORCHRUN.format(python=shlex.quote(job.python), nodes=job.nodes, ranks=job.ranks_per_node)
         words += [*container, launcher, " ".join(arguments)]
-    return before + template.TRAINING.format(command=" \\\n    ".join(words)) + after
+    return (
+        before + template.TRAINING.format(command=" \\\n    ".join(words), latest='"$run/checkpoints/latest"') + after
+    )
 
 
 def _container(job: SlurmJob, config: RunConfig) -> list[str]:

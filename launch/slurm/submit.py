@@ -10,8 +10,7 @@ from typing import Any
 from config import ConfigError
 from config.load import display_path
 from launch.slurm.jobs import Record, jobs_of, read_record, slurm_command
-from launch.slurm.script import SlurmJob, check_job, log_folder, sbatch_script
-from launch.slurm.sweep import sweep
+from launch.slurm.script import SlurmJob, check_job, is_array, log_folder, run_names, sbatch_script
 
 HINTS = {
     "account": "`sacctmgr show associations user=$USER` lists your accounts, --account chooses one",
@@ -38,6 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--time", "time limit, [days-]hours:minutes:seconds")
     add("--array", "an axis of a sweep, as optimizer.lr=1e-3,3e-4; may be repeated", metavar="AXIS", **many)
     add("--array-limit", "runs of the sweep that train at the same time", type=int, metavar="N")
+    add("--driver", "what starts trainings itself, as `tasks search` does; it writes this option", metavar="COMMAND")
+    add("--workers", "elements of a job array that run the driver", type=int, metavar="N")
     add("--job-name", "name of the job; else the run's", metavar="NAME")
     for option in ("--partition", "--account", "--qos", "--constraint"):
         add(option, "as for sbatch", metavar="NAME")
@@ -69,10 +70,9 @@ def run(options: argparse.Namespace) -> int:
     job = slurm_job(options)
     script, config = sbatch_script(job), check_job(job)
     folder = log_folder(config, job.job_name)
-    elements = sweep(job.array, config.run.name)
-    runs = tuple(element.run_name for element in elements) or (config.run.name,)
+    runs = run_names(job, config)
     earlier = read_record(folder)
-    record = Record(folder, job.recipe, config.run.folder, runs, bool(elements), earlier.submitted if earlier else ())
+    record = Record(folder, job.recipe, config.run.folder, runs, is_array(job), earlier.submitted if earlier else ())
     sbatch = slurm_command("sbatch") if options.submit else ""
     if sbatch and earlier:
         refuse_second_job(earlier)

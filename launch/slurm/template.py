@@ -35,7 +35,7 @@ bash -c 'trap "" USR1; exec {python} -m torch.distributed.run --nnodes {nodes} -
         --node-rank "$SLURM_NODEID" --master-addr "$MASTER_ADDR" --master-port "$MASTER_PORT" "$@"' torchrun"""
 
 TRAINING = """\
-newest() {{ cat "$run/checkpoints/latest" 2>/dev/null; }}
+newest() {{ cat {latest} 2>/dev/null; }}
 before=$(newest)
 echo "$(date '+%F %T') job $job starts (restart ${{SLURM_RESTART_COUNT:-0}}) on $SLURM_JOB_NODELIST, rank 0 at $MASTER_ADDR:$MASTER_PORT"
 {command} &

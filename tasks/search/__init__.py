@@ -5,7 +5,6 @@ from functools import partial
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("recipe", help="name or path, as for train.py")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings of all trials")
     parser.add_argument(
@@ -56,6 +55,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="of all trials; else those of finished trials are removed, but for the best",
     )
+    parser.add_argument(
+        "--slurm",
+        metavar="OPTIONS",
+        help="search in a SLURM job array: options of `python -m launch slurm`, as '--nodes 1 --gpus-per-node 8 --time 8:00:00 "
+        "--submit'",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="elements of that array, each with a trial at a time (1)"
+    )
     parser.add_argument("--report", action="store_true", help="write the report of what there is, and train nothing")
 
 
@@ -66,10 +74,13 @@ def run(options: argparse.Namespace) -> int:
     question, launcher = read_question(options), launcher_words(options.launcher)
     try:
         from tasks.search.report import report
+        from tasks.search.slurm import submit
         from tasks.search.study import open_study
         from tasks.search.worker import Worker
 
         study = open_study(question)
+        if options.slurm is not None:
+            return submit(question, options)
         code = 0
         if not options.report:
             say = partial(print, flush=True)

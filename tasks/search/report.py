@@ -1,15 +1,46 @@
-"""The report of a search: table, JSON, best recipe."""
+"""The report of a search: table on the screen; search.json, best.yaml, importance.png and search.html in its folder."""
 
+import os
 from typing import TYPE_CHECKING
 
+from config.load import display_path
+from data.files import write_atomically
+from tasks.search.page import search_page
 from tasks.search.question import Question
-from tasks.search.results import rows, table, write_best, write_json
+from tasks.search.results import best, importance, rows, table, write_best, write_json
+from tasks.search.study import origin
 
 if TYPE_CHECKING:
     from optuna import Study
 
 
 def report(question: Question, study: "Study") -> str:
-    found = rows(study)
-    write_json(question, study, found)
-    return f"\n{table(question, found)}\n\n{write_best(question, study)}"
+    """Write everything, also in the middle of a search. Returns what the screen shows."""
+    found, winner, shares = rows(study), best(study), importance(study)
+    number = None if winner is None else origin(winner)
+    write_json(question, found, number, shares)
+    page = question.folder / "search.html"
+    write_atomically(page, search_page(question, found, number, shares))
+    lines = [f"\n{table(question, found)}\n"]
+    if shares:
+        _plot_importance(question, study)
+        lines.append("importance    " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()))
+    if winner is not None:
+        lines.append(write_best(question, winner, len(found)))
+    return "\n".join([*lines, f"report        {display_path(page)}"])
+
+
+def _plot_importance(question: Question, study: "Study") -> None:
+    """importance.png, as Optuna draws it."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from optuna.importance import FanovaImportanceEvaluator
+    from optuna.visualization.matplotlib import plot_param_importances
+
+    plot_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
+    temporary = question.folder / f".importance.{os.getpid()}.png"
+    pyplot.savefig(temporary, dpi=150, bbox_inches="tight")
+    pyplot.close()
+    temporary.replace(question.folder / "importance.png")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -79,10 +80,10 @@ def importance(study: "Study") -> dict[str, float]:
 
 
 def table(question: Question, found: list[Row]) -> str:
-    """Best first, then what was pruned, then the rest."""
+    """Trials in lines, the best first."""
     settings = [axis.setting for axis in question.axes]
     lines = [["trial", "state", question.metric.removeprefix("validation_"), "steps", "minutes", *settings]]
-    for row in sorted(found, key=lambda row: _rank(question, row)):
+    for row in ranked(question, found):
         value = "" if row.value is None else f"{row.value:.4f}"
         cells = [shown(row.params[name]) if name in row.params else "" for name in settings]
         lines.append([str(row.number), row.state, value, f"{row.steps:,}", f"{row.minutes:.1f}", *cells])
@@ -90,37 +91,35 @@ def table(question: Question, found: list[Row]) -> str:
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
 
 
-def _rank(question: Question, row: Row) -> tuple[int, float]:
-    order = ("complete", "pruned").index(row.state) if row.state in ("complete", "pruned") else 2
-    value = 0.0 if row.value is None else row.value
-    return order, value if question.direction == "minimize" else -value
+def ranked(question: Question, found: Sequence[Row]) -> list[Row]:
+    """Best first, then what was pruned, then the rest."""
+    sign = 1 if question.direction == "minimize" else -1
+    order = {"complete": 0, "pruned": 1}
+    return sorted(found, key=lambda row: (order.get(row.state, 2), sign * (row.value or 0.0)))
 
 
-def write_json(question: Question, study: "Study", found: list[Row]) -> None:
-    winner = best(study)
+def write_json(question: Question, found: list[Row], best: int | None, importance: dict[str, float]) -> None:
+    """search.json. `best` is a trial's number."""
     values = {
         "recipe": question.typed,
         "overrides": question.overrides,
         "space": [str(axis) for axis in question.axes],
         "metric": question.metric,
         "direction": question.direction,
-        "best": None if winner is None else origin(winner),
-        "importance": importance(study),
+        "best": best,
+        "importance": importance,
         "trials": [asdict(row) for row in found],
     }
     write_atomically(question.folder / "search.json", json.dumps(values, indent=1) + "\n")
 
 
-def write_best(question: Question, study: "Study") -> str:
-    """best.yaml. Returns what can be done with it; nothing if no trial is complete."""
-    winner = best(study)
-    if winner is None:
-        return ""
+def write_best(question: Question, winner: "FrozenTrial", trials: int) -> str:
+    """best.yaml, the recipe of the best of so many trials. Returns what can be done with it."""
     path = question.folder / "best.yaml"
     chosen = overrides(question.axes, winner.params)
     recipe = merged_recipe(str(question.recipe), [*chosen, f"run.name={question.name}-best"])
     about = (
-        f"# Best of {len(known_trials(study))} trials of {question.name}, which varied {question.typed}: trial {origin(winner)}, "
+        f"# Best of {trials} trials of {question.name}, which varied {question.typed}: trial {origin(winner)}, "
         f"{question.metric.replace('_', ' ')} {winner.value:.4f}.\n# {' '.join(chosen)}\n"
     )
     write_atomically(path, about + recipe)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -208,3 +209,17 @@ if __name__ == "__main__":
     for name, job in EXAMPLES.items():
         (ROOT / "launch/slurm" / name).write_text(sbatch_script(job))
     sys.exit(0)
+
+
+def test_a_driver_starts_its_own_trainings(recipe):
+    job = SlurmJob(
+        str(recipe), nodes=2, gpus_per_node=2, driver="tasks search tiny.yaml", workers=3, job_name="tiny-search"
+    )
+    script = sbatch_script(job)
+    assert "#SBATCH --array=0-2\n" in script and "#SBATCH --ntasks-per-node=2\n" in script
+    assert "python -m tasks search tiny.yaml \\\n    --launcher 'srun --kill-on-bad-exit=1 python' \\\n" in script
+    assert 'newest() { cat "$run"/*/checkpoints/latest' in script
+    with pytest.raises(ConfigError, match="leave --array, --container and --tasks node out"):
+        sbatch_script(replace(job, tasks="node"))
+    with pytest.raises(ConfigError, match="--workers 3: so many elements run a --driver"):
+        sbatch_script(replace(job, driver=""))
