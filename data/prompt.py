@@ -1,5 +1,6 @@
 """What a model reads of a prompt: the row that its objective would have made of the text."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from config import ConfigError
@@ -23,8 +24,9 @@ class Prompt:
     """Tokens that end the text."""
 
 
-def encode_prompt(text: str, objective: ObjectiveConfig, tokenizer: Tokenizer) -> Prompt:
-    """The prompt as a row of the objective; the names of its special tokens stand for these tokens.
+def encode_prompt(text: str, objective: ObjectiveConfig, tokenizer: Tokenizer, begin: Sequence[int] = ()) -> Prompt:
+    """The prompt as a row of the objective; the names of its special tokens stand for these tokens. `begin` stands before
+    a decoder's text instead of the end token.
 
     After span corruption a model writes what fills each `<extra_id_n>`; a prompt without them gets the first at its end,
     and the model writes what follows it. A row for masks has one at its end if the prompt has none.
@@ -51,4 +53,4 @@ def encode_prompt(text: str, objective: ObjectiveConfig, tokenizer: Tokenizer) -
         if first_id in ids:
             return Prompt(f"{text} → ", [pad_id], [*ids, end], (end,))
         return Prompt(text, [pad_id, first_id], [*ids, first_id, end], (end, second_id))
-    return Prompt(text, [end, *ids], None, (end,))
+    return Prompt(text, [*(begin or [end]), *ids], None, (end,))

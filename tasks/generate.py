@@ -64,10 +64,11 @@ def stream_text(trained: "Trained", text: str, options: argparse.Namespace) -> N
     """Print the prompt and, token by token, what the model makes of it."""
     from data.prompt import encode_prompt
     from engine.sample import fill_masks, write
+    from tasks.embedding import frame
     from tasks.text_stream import StopText, TextStream
 
     model, tokenizer, objective = trained.model, trained.tokenizer, trained.objective
-    prompt = encode_prompt(text, objective, tokenizer)
+    prompt = encode_prompt(text, objective, tokenizer, frame(trained)[0])
     if objective.name == "masked_lm":
         print(fill_masks(model, prompt, tokenizer, model.embed_tokens.weight.device))
         return

@@ -20,6 +20,7 @@ from model.beam import beam_search
 from model.decoder import Decoder, NewToken, Request
 from model.sampling import Sampling, sequence_key
 from tasks.checkpoints import Trained
+from tasks.embedding import frame
 from tasks.generate import SAMPLING
 from tasks.text_stream import StopText, TextStream
 
@@ -51,8 +52,9 @@ def write_file(trained: Trained, options: argparse.Namespace) -> None:
     if options.batch_size < 1:
         raise ConfigError(f"--batch-size {options.batch_size} leaves nothing to write: use at least 1")
     options.seed = options.seed or 0
+    begin, _ = frame(trained)
     rows = [
-        Row(n, fields, encode_prompt(text, objective, tokenizer))
+        Row(n, fields, encode_prompt(text, objective, tokenizer, begin))
         for n, (fields, text) in enumerate(read(options.input))
     ]
     check_lengths(rows, options.input, model.config.max_positions)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from config import DataError
 from tasks.serve.classifier import Classifier, Reading
 from tasks.serve.errors import refuse
-from tasks.serve.inputs import check_count, check_model, too_long
+from tasks.serve.inputs import check_count, check_model, off_loop, too_long
 from tasks.serve.reading_queue import ReadingQueue
 from tasks.serve.requests import ClassifyRequest
 from tasks.serve.served import Served
@@ -20,7 +20,7 @@ async def answer(served: Served, queue: ReadingQueue | None, request: ClassifyRe
     classifier = served.classifier
     if classifier is None or queue is None:
         raise refuse(f"the model {served.name} has no labels: serve a run of `python -m tasks finetune`", "model")
-    readings = read(classifier, request)
+    readings = await off_loop(request.input, read, classifier, request)
     found = await queue.read(readings)
     tokens = sum(map(len, readings))
     data = [

@@ -10,7 +10,7 @@ from tasks.serve.answer import Answer
 from tasks.serve.chat import Template
 from tasks.serve.choice import Choice
 from tasks.serve.errors import refuse
-from tasks.serve.inputs import check_length, check_model, read_items
+from tasks.serve.inputs import check_length, check_model, off_loop, read_items
 from tasks.serve.limits import MAX_CHOICES
 from tasks.serve.requests import ChatRequest, CompletionRequest, WritingRequest
 from tasks.serve.served import Served
@@ -20,30 +20,37 @@ DEFAULT_TOKENS = 16
 """Of a completion that does not say how many, as at OpenAI."""
 
 
-def complete(served: Served, queue: WritingQueue | None, request: CompletionRequest) -> Answer:
+async def complete(served: Served, queue: WritingQueue | None, request: CompletionRequest) -> Answer:
     """Start the completions of a request."""
     queue = _check(served, queue, request)
-    longest = request.max_tokens or DEFAULT_TOKENS
-    prompts, echoes = [], []
-    for where, item in read_items(served, request.prompt, "prompt"):
-        prompts.append(served.prompt(item))
-        echoes.append("" if not request.echo else item if isinstance(item, str) else served.tokenizer.decode(item))
-        _check_length(served, prompts[-1], where, "prompt", longest)
-    requests = _requests(request, prompts, longest, request.logprobs)
-    return _start(served, queue, prompts, requests, request.stops, echoes, chat=False)
+    most = request.max_tokens or DEFAULT_TOKENS
+    prompts = await off_loop(request.prompt, _read, served, request, most)
+    requests = _requests(request, [prompt for prompt, _ in prompts], most, request.logprobs)
+    return _start(served, queue, prompts, requests, request.stops, chat=False)
 
 
-def chat(served: Served, queue: WritingQueue | None, template: Template, request: ChatRequest) -> Answer:
+async def chat(served: Served, queue: WritingQueue | None, template: Template, request: ChatRequest) -> Answer:
     """Start the answers to a conversation."""
     queue = _check(served, queue, request)
     if "chat" not in served.abilities:
         raise refuse(f"the model {served.name} has not learned to answer; it has /v1/completions", "model")
-    prompt = template.prompt(request.messages)
+    prompt = await off_loop([message.text for message in request.messages], template.prompt, request.messages)
     asked = request.max_completion_tokens or request.max_tokens
     _check_length(served, prompt, "messages", "messages", asked or 1)
     most = asked or served.longest - len(prompt.tokens)
     requests = _requests(request, [prompt], most, (request.top_logprobs or 0) if request.logprobs else None)
-    return _start(served, queue, [prompt], requests, [*request.stops, *template.stops], [""], chat=True)
+    return _start(served, queue, [(prompt, "")], requests, [*request.stops, *template.stops], chat=True)
+
+
+def _read(served: Served, request: CompletionRequest, most: int) -> list[tuple[Prompt, str]]:
+    """Each prompt, and the text of it that is echoed."""
+    found = []
+    for where, item in read_items(served, request.prompt, "prompt"):
+        prompt = served.prompt(item)
+        _check_length(served, prompt, where, "prompt", most)
+        echo = "" if not request.echo else item if isinstance(item, str) else served.tokenizer.decode(item)
+        found.append((prompt, echo))
+    return found
 
 
 def _check(served: Served, queue: WritingQueue | None, request: WritingRequest) -> WritingQueue:
@@ -86,14 +93,14 @@ def _requests(asked: WritingRequest, prompts: list[Prompt], most: int, likeliest
 
 
 def _start(
-    served: Served, queue: WritingQueue, prompts: list[Prompt], requests: list[Request], stops: list[str],
-    echoes: list[str], chat: bool,
+    served: Served, queue: WritingQueue, prompts: list[tuple[Prompt, str]], requests: list[Request], stops: list[str],
+    chat: bool,
 ) -> Answer:  # fmt: skip
     news, each = asyncio.Queue[Any](), len(requests) // len(prompts)
     choices = [
-        Choice(Writing(request, number, news), served.tokenizer, stops, echoes[number // each])
+        Choice(Writing(request, number, news), served.tokenizer, stops, prompts[number // each][1])
         for number, request in enumerate(requests)
     ]
     queue.start([choice.writing for choice in choices])
-    read = sum(len(prompt.source if prompt.source is not None else prompt.tokens) for prompt in prompts)
+    read = sum(len(prompt.source if prompt.source is not None else prompt.tokens) for prompt, _ in prompts)
     return Answer(served.name, served.tokenizer, choices, news, read, chat)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tasks.embedding import Embedder
 from tasks.serve.errors import refuse
-from tasks.serve.inputs import check_length, check_model, read_items
+from tasks.serve.inputs import check_length, check_model, off_loop, read_items
 from tasks.serve.reading_queue import ReadingQueue
 from tasks.serve.requests import EmbeddingRequest
 from tasks.serve.served import Served
@@ -20,7 +20,7 @@ async def answer(served: Served, queue: ReadingQueue | None, request: EmbeddingR
     embedder = served.embedder
     if embedder is None or queue is None:
         raise refuse(f"the model {served.name} has no embeddings: it writes, at /v1/completions", "model")
-    rows = read(served, embedder, request)
+    rows = await off_loop(request.input, read, served, embedder, request)
     vectors_ND = torch.stack(await queue.read(rows))
     if request.dimensions is not None:
         vectors_ND = F.normalize(vectors_ND[:, : request.dimensions], dim=1)

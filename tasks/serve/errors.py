@@ -74,6 +74,8 @@ def explain(error: RequestValidationError, path_called: str) -> ApiError:
 def add_handlers(app: FastAPI) -> None:
     async def on_http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, StarletteHTTPException)
+        if not isinstance(error, ApiError):  # FastAPI's own, of a path or a method that there is not
+            error.detail = f"{request.method} {request.url.path}: {error.detail}; /v1/models says what the model can do"
         return error_response(error)
 
     async def on_validation(request: Request, error: Exception) -> JSONResponse:

@@ -1,11 +1,23 @@
 """The texts or token ids of a request, within the model's limits."""
 
-from collections.abc import Iterator, Sized
+import asyncio
+from collections.abc import Callable, Iterator, Sized
+from typing import Any, TypeVar
 
 from tasks.serve.errors import ApiError, refuse
 from tasks.serve.limits import MAX_INPUTS
 from tasks.serve.requests import Input
 from tasks.serve.served import Served
+
+Result = TypeVar("Result")
+LARGE = 1 << 16
+"""Characters that are tokenised in some milliseconds."""
+
+
+async def off_loop(given: Any, read: Callable[..., Result], *args: Any) -> Result:
+    """`read(*args)`, which tokenises `given`: of many characters in a thread, so that others are answered meanwhile."""
+    sizes = [len(given)] if isinstance(given, str) else [len(item) if isinstance(item, Sized) else 1 for item in given]
+    return await asyncio.to_thread(read, *args) if sum(sizes) > LARGE else read(*args)
 
 
 def check_model(served: Served, name: str) -> None:

@@ -7,9 +7,9 @@ from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 
 from tasks.serve import classify, completions, embeddings
-from tasks.serve.answering import answered, written
 from tasks.serve.inputs import check_model
 from tasks.serve.requests import ChatRequest, ClassifyRequest, CompletionRequest, EmbeddingRequest
+from tasks.serve.responses import answered, written
 from tasks.serve.service import Shared
 
 PAGE = Path(__file__).with_name("page.html")
@@ -56,10 +56,10 @@ async def label(body: ClassifyRequest, request: Request, service: Shared) -> Res
 
 @work.post("/v1/completions")
 async def complete(body: CompletionRequest, request: Request, service: Shared) -> Response:
-    return await written(service, completions.complete(service.served, service.writing, body), body, request)
+    return await written(service, await completions.complete(service.served, service.writing, body), body, request)
 
 
 @work.post("/v1/chat/completions")
 async def chat(body: ChatRequest, request: Request, service: Shared) -> Response:
-    answer = completions.chat(service.served, service.writing, service.template, body)
+    answer = await completions.chat(service.served, service.writing, service.template, body)
     return await written(service, answer, body, request)

@@ -14,7 +14,7 @@ from data.prompt import Prompt, encode_prompt
 from data.tokenizer import Tokenizer
 from model import GPT, T5
 from tasks.checkpoints import Trained, load_model
-from tasks.embedding import CPU_BATCH_TOKENS, Embedder
+from tasks.embedding import CPU_BATCH_TOKENS, Embedder, frame
 from tasks.serve.classifier import Classifier, classifies
 from tasks.serve.limits import MAX_TOKENS
 
@@ -68,7 +68,7 @@ class Served:
     def prompt(self, given: str | list[int]) -> Prompt:
         """What a writer reads of a text; token ids are taken as they are."""
         if isinstance(given, str):
-            return encode_prompt(given, self.trained.objective, self.tokenizer)
+            return encode_prompt(given, self.trained.objective, self.tokenizer, frame(self.trained)[0])
         start = encode_prompt("", self.trained.objective, self.tokenizer)
         if start.source is None:
             return Prompt("", given, None, start.stop_ids)

@@ -48,6 +48,11 @@ def test_sentinels_in_a_prompt_stand_for_themselves():
     assert prompt.text == "a<extra_id_0>b<extra_id_10> → " and prompt.stop_ids == (END,)
 
 
+def test_a_decoder_of_another_house_begins_with_its_own_token():
+    assert encode("ab", CausalLM()).tokens == [END, *b"ab"]
+    assert encode_prompt("ab", CausalLM(), tokenizer_for(CausalLM()), begin=[7]).tokens == [7, *b"ab"]
+
+
 def test_masks_stand_between_the_marks_of_a_row():
     begin, separator, mask = tokenizer_for(MaskedLM()).ids_of(["[CLS]", "[SEP]", "[MASK]"])
     assert encode("a[MASK]b", MaskedLM()).tokens == [begin, *b"a", mask, *b"b", separator]

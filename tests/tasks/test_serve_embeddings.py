@@ -92,7 +92,9 @@ def test_other_models_other_tasks_and_other_paths(client, url):
         client.models.retrieve("none")
     with pytest.raises(openai.BadRequestError, match="does not complete text"):
         client.completions.create(model="tiny-bert", prompt="a")
-    assert httpx.get(f"{url}/nowhere").json()["error"]["type"] == "invalid_request_error"
+    with pytest.raises(openai.NotFoundError, match="POST /v1/responses: Not Found; /v1/models says") as caught:
+        client.responses.create(model="tiny-bert", input="a")
+    assert caught.value.type == "invalid_request_error"
     assert httpx.get(f"{url}/v1/embeddings").status_code == 405
 
 

@@ -1,6 +1,7 @@
 """Back-pressure, time limits, clients that go away, and closing; with a model that waits when told to."""
 
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -11,7 +12,8 @@ import httpx
 import pytest
 import torch
 
-from tasks.serve.limits import Limits
+from config import ConfigError
+from tasks.serve.limits import KEYS_VARIABLE, Limits, accepted_keys, read_keys
 from tests.conftest import ROOT, environment, train
 from tests.tasks.serving import decoder, encoder, serving
 
@@ -90,6 +92,16 @@ def test_a_request_that_takes_too_long_gets_504(held):
         model.go.set()
 
 
+def test_a_body_that_comes_too_slowly_gets_408():
+    with serving(encoder(), Limits(timeout=0.3)) as url:
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=20) as connection:
+            head = b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n"
+            connection.sendall(head + b'{"model"')
+            assert connection.recv(1000).startswith(b"HTTP/1.1 408 ")
+        assert httpx.get(f"{url}/health").json() == {"status": "ok", "model": "tiny-bert"}
+
+
 def test_a_failing_model_is_500_and_the_next_request_works(monkeypatch):
     served = encoder()
     fine = served.embedder.encode_tokens
@@ -165,10 +177,17 @@ def test_the_command_serves_a_run_and_drains_on_sigterm(recipe, tmp_path):
     server.stderr.close()
 
 
-def test_settings_that_cannot_work_are_refused(tmp_path):
-    from config import ConfigError
-    from tasks.serve.limits import read_keys
+def test_keys_come_from_the_command_line_a_file_or_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv(KEYS_VARIABLE, "one, two")
+    (tmp_path / "keys").write_text("three\nfour\n")
+    assert accepted_keys(None, None) == ("one", "two")
+    assert accepted_keys(None, tmp_path / "keys") == ("three", "four")
+    assert accepted_keys("five", None) == ("five",)
+    monkeypatch.delenv(KEYS_VARIABLE)
+    assert accepted_keys(None, None) == ()
 
+
+def test_settings_that_cannot_work_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="--max-batch-tokens 0 is not above 0"):
         Limits(max_batch_tokens=0)
     (tmp_path / "keys").write_text("\n")

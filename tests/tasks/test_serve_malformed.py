@@ -9,6 +9,7 @@ import pytest
 
 from tasks.serve.limits import Limits
 from tests.tasks.serving import decoder, serving
+from tests.tasks.test_serve_classify import tuned
 
 COUNT = 1000
 VALID = {
@@ -17,6 +18,7 @@ VALID = {
     "/v1/chat/completions": {
         "model": "tiny-gpt", "messages": [{"role": "user", "content": "a"}], "max_tokens": 1, "seed": 1, "top_p": 1,
     },
+    "/classify": {"model": "tuned", "input": ["a", "b"], "truncate": True},
 }  # fmt: skip
 ODD = (
     None, True, False, -1, 0, 10**30, -(2**70), 1e308, "", "\ud800", "\x00", "x" * 5000, "𝕏🙂", [], [[]], [[[]]], {}, {"": None},
@@ -40,7 +42,17 @@ def malformed(draw: random.Random) -> tuple[str, bytes, dict]:
         fields = dict(VALID[path])
         for _ in range(draw.randint(1, 3)):
             name = draw.choice(
-                [*fields, *VALID[draw.choice(list(VALID))], "stream", "stream_options", "echo", "tools", "\ud800", ""]
+                [
+                    *fields,
+                    *VALID[draw.choice(list(VALID))],
+                    "stream",
+                    "stream_options",
+                    "echo",
+                    "logprobs",
+                    "tools",
+                    "\ud800",
+                    "",
+                ]
             )
             match draw.randrange(4):
                 case 0:
@@ -61,12 +73,20 @@ def url():
         yield url
 
 
-def test_malformed_requests_are_the_client_s_fault(url):
+@pytest.fixture(scope="module")
+def labelling_url(tmp_path_factory):
+    served, _ = tuned(tmp_path_factory.mktemp("tuned"), "classification")
+    with serving(served, Limits(max_body_bytes=1 << 16)) as url:
+        yield url
+
+
+def test_malformed_requests_are_the_client_s_fault(url, labelling_url):
     draw, seen = random.Random(0), {}
-    with httpx.Client(base_url=url, timeout=30) as client:
+    with httpx.Client(timeout=30) as client:
         for _ in range(COUNT):
             path, body, headers = malformed(draw)
-            answer = client.post(path, content=body, headers=headers)
+            server = labelling_url if path == "/classify" else url
+            answer = client.post(server + path, content=body, headers=headers)
             seen[answer.status_code] = seen.get(answer.status_code, 0) + 1
             assert answer.status_code < 500, (path, body[:300], answer.text)
             if answer.status_code >= 400:
@@ -74,7 +94,8 @@ def test_malformed_requests_are_the_client_s_fault(url):
                 assert error["message"] and error["type"] and set(error) == {"message", "type", "param", "code"}
         assert seen[400] > COUNT // 2 and seen.keys() <= {200, 400, 404, 413}, seen
         for path, body in VALID.items():
-            assert client.post(path, json=body).status_code == 200
+            server = labelling_url if path == "/classify" else url
+            assert client.post(server + path, json=body).status_code == 200
 
 
 @pytest.mark.parametrize(
