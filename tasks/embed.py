@@ -1,6 +1,7 @@
 """Vectors of texts: of files and folders of jsonl, parquet or text into one .parquet, .npy or .npz file."""
 
 import argparse
+import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -45,7 +46,12 @@ def run(options: argparse.Namespace) -> int:
     from engine.dist import connected
 
     with connected(PATIENCE_SECONDS) as world:
-        report = embed(options, world)
+        try:
+            report = embed(options, world)
+        except KeyboardInterrupt:
+            if world.is_main:
+                print("stopped; the same command continues", file=sys.stderr)
+            raise
     if world.is_main:
         print(report)
     return 0
