@@ -20,7 +20,7 @@ KEYS_VARIABLE = "GROUNDWORK_API_KEYS"
 @dataclass(frozen=True)
 class Limits:
     max_batch_tokens: int = 8192
-    """Tokens that are embedded, or read as prompts, at once. A longer input goes alone."""
+    """Tokens that are embedded, or read as prompts, at once, in passes that suit the device. A longer input goes alone."""
     max_batch_rows: int = 32
     """Completions that are written at once; each keeps its keys and values in memory."""
     max_waiting_tokens: int = 1 << 20

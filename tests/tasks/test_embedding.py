@@ -83,6 +83,8 @@ def test_batches_hold_similar_lengths_within_the_budget():
     found = list(batches(lengths, 100))
     assert sorted(number for batch in found for number in batch) == list(range(7))
     assert [[lengths[i] for i in batch] for batch in found] == [[200], [50, 49], [7, 7, 3, 1]]
+    found = list(batches(lengths, 100, padding=4))
+    assert [[lengths[i] for i in batch] for batch in found] == [[200], [50, 49], [7, 7, 3], [1]]
 
 
 @pytest.mark.parametrize(
