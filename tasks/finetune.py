@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    import subprocess
+    import os
     import sys
 
     from config import ConfigError
@@ -46,7 +46,8 @@ def run(options: argparse.Namespace) -> int:
     print(f"{path} is written; deepspeed train.py {path} trains it again, also after changes", flush=True)
     if options.write_only:
         return 0
-    return subprocess.run([sys.executable, str(Path(__file__).parents[1] / "train.py"), str(path)]).returncode
+    # In place of this process: Ctrl-C lets the training finish its step and save.
+    os.execv(sys.executable, [sys.executable, str(Path(__file__).parents[1] / "train.py"), str(path)])
 
 
 def keep_or_write(path: Path, text: str) -> None:

@@ -1,9 +1,11 @@
 """From a trained model to a task: starting weights, labelled examples, heads, early stopping, as a user runs them."""
 
 import json
+import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -151,6 +153,39 @@ def test_the_command_writes_a_recipe_that_train_py_runs_and_keeps_the_best_of(pr
     refused = run_finetune(*command)
     assert refused.returncode == 2 and "exists with other settings" in refused.stderr
     assert recipe.read_text() == edited + "\n# mine\n"
+
+
+def test_ctrl_c_lets_the_training_finish_its_step_and_save(pretrained, tmp_path):
+    examples = write_examples(tmp_path / "train.jsonl", "classification")
+    command = [
+        "-m",
+        "tasks",
+        "finetune",
+        "classification",
+        pretrained["bert"],
+        "--train",
+        examples,
+        "--valid",
+        examples,
+    ]
+    command += [
+        "--recipe",
+        tmp_path / "r.yaml",
+        "--epochs",
+        "5000",
+        f"run.folder={tmp_path}/runs",
+        "engine.compile=off",
+    ]
+    command += ["validation.every_steps=0", "validation.keep_best=false", "monitor.tensorboard=false"]
+    started = [sys.executable, *map(str, command)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        started, cwd=ROOT, env=environment(), stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    ) as run:
+        assert run.stdout is not None and any(line.startswith("step 1/") for line in run.stdout)
+        os.killpg(run.pid, signal.SIGINT)
+        said, complaints = run.communicate(timeout=60)
+    assert "the same command continues from there" in said + complaints
 
 
 @pytest.mark.parametrize(
