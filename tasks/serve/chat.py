@@ -50,10 +50,10 @@ class Template:
 
     def _answered(self, messages: list[Message]) -> Prompt:
         tokenizer, ids = self.served.tokenizer, list[int]()
-        groups = groupby(messages, key=lambda message: message.role == "assistant")
-        for is_answer, group in groups:
-            ids += tokenizer.encode("\n\n".join(message.text for message in group))
-            ids += [tokenizer.eod_id] if is_answer else []
+        for is_answer, group in groupby(messages, key=lambda message: message.role == "assistant"):
+            texts = [message.text for message in group]
+            for text in texts if is_answer else ["\n\n".join(texts)]:
+                ids += tokenizer.encode(text) + ([tokenizer.eod_id] if is_answer else [])
         if self.served.prompt("").source is not None:
             ids.append(tokenizer.eod_id)
         return self.served.prompt(ids or [tokenizer.eod_id])

@@ -35,6 +35,12 @@ def refuse(message: str, param: str | None = None, code: str | None = None) -> A
     return ApiError(400, message, param=param, code=code)
 
 
+def failed(error: Exception) -> ApiError:
+    """The server's own mistake: 500, and the reason in its log."""
+    logging.getLogger("uvicorn.error").error("a request failed", exc_info=error)
+    return ApiError(500, "the server failed on this request; its log says why")
+
+
 def error_body(error: StarletteHTTPException) -> dict:
     kind = TYPES.get(error.status_code, "invalid_request_error" if error.status_code < 500 else "server_error")
     # A lone surrogate, which JSON can spell, has no UTF-8.
@@ -83,8 +89,7 @@ def add_handlers(app: FastAPI) -> None:
         return error_response(explain(error, request.url.path))
 
     async def on_bug(request: Request, error: Exception) -> JSONResponse:
-        logging.getLogger("uvicorn.error").error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return error_response(ApiError(500, "the server failed on this request; its log says why"))
+        return error_response(failed(error))
 
     app.add_exception_handler(StarletteHTTPException, on_http)
     app.add_exception_handler(RequestValidationError, on_validation)

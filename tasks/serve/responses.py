@@ -11,9 +11,12 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from tasks.serve.answer import Answer
-from tasks.serve.errors import ApiError, error_body
+from tasks.serve.errors import ApiError, error_body, failed
 from tasks.serve.requests import WritingRequest
 from tasks.serve.service import Service
+
+UNBUFFERED = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+"""For proxies, which would else collect a stream."""
 
 
 async def answered(service: Service, work: Coroutine[Any, Any, dict[str, Any]], request: Request) -> Response:
@@ -36,7 +39,8 @@ async def written(service: Service, answer: Answer, body: WritingRequest, reques
     if not body.stream:
         return await answered(service, answer.whole(), request)
     usage = body.stream_options is not None and body.stream_options.include_usage
-    return StreamingResponse(server_sent(answer, usage, service.limits.timeout), media_type="text/event-stream")
+    events = server_sent(answer, usage, service.limits.timeout)
+    return StreamingResponse(events, media_type="text/event-stream", headers=UNBUFFERED)
 
 
 async def disconnected(request: Request) -> None:
@@ -52,12 +56,18 @@ async def server_sent(answer: Answer, usage: bool, timeout: float) -> AsyncItera
         try:
             while True:
                 chunk = await asyncio.wait_for(anext(chunks), max(0, deadline - time.monotonic()))
-                yield f"data: {json.dumps(chunk)}\n\n"
+                yield event(chunk)
         except StopAsyncIteration:
             pass
         except asyncio.TimeoutError:
-            yield f"data: {json.dumps(error_body(timed_out(timeout)))}\n\n"
+            yield event(error_body(timed_out(timeout)))
+        except Exception as error:  # of the model, whatever it is: too late for a status of its own
+            yield event(error_body(failed(error)))
     yield "data: [DONE]\n\n"
+
+
+def event(content: dict[str, Any]) -> str:
+    return f"data: {json.dumps(content)}\n\n"
 
 
 def timed_out(timeout: float) -> ApiError:

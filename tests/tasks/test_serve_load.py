@@ -1,5 +1,6 @@
 """Back-pressure, time limits, clients that go away, and closing; with a model that waits when told to."""
 
+import itertools
 import signal
 import socket
 import subprocess
@@ -9,10 +10,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import openai
 import pytest
 import torch
 
 from config import ConfigError
+from model.decoder import Decoder
 from tasks.serve.limits import KEYS_VARIABLE, Limits, accepted_keys, read_keys
 from tests.conftest import ROOT, environment, train
 from tests.tasks.serving import decoder, encoder, serving
@@ -118,12 +121,35 @@ def test_a_failing_model_is_500_and_the_next_request_works(monkeypatch):
         assert post(url, "xy").status_code == 200
 
 
-def test_a_stream_whose_client_leaves_stops_being_written():
+def test_a_stream_whose_model_fails_ends_with_the_error_and_the_next_one_works(monkeypatch):
+    step, count = Decoder.step, itertools.count()
+
+    def fail_once(decoder):
+        if next(count) == 3:
+            raise RuntimeError("out of memory")
+        return step(decoder)
+
+    monkeypatch.setattr(Decoder, "step", fail_once)
+    with serving(decoder()) as url:
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        options = {"model": "tiny-gpt", "prompt": "a", "max_tokens": 8, "temperature": 0, "stream": True}
+        with pytest.raises(openai.APIError, match="the server failed on this request"):
+            list(client.completions.create(**options))
+        assert list(client.completions.create(**options))[-1].choices[0].finish_reason == "length"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_completion_whose_client_leaves_stops_being_written(stream):
     served = decoder(max_positions=4096)
     with serving(served) as url:
-        body = {"model": "tiny-gpt", "prompt": "a", "max_tokens": 4000, "stream": True}
-        with httpx.stream("POST", f"{url}/v1/completions", json=body) as answer:
-            next(answer.iter_lines())
+        body = {"model": "tiny-gpt", "prompt": "a", "max_tokens": 4000, "n": 3, "stream": stream}
+        if stream:
+            with httpx.stream("POST", f"{url}/v1/completions", json=body) as answer:
+                assert answer.headers["x-accel-buffering"] == "no"
+                next(answer.iter_lines())
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(f"{url}/v1/completions", json=body, timeout=0.3)
 
         def active() -> str:
             return httpx.get(f"{url}/metrics").text.split("\ngroundwork_active_requests ")[1].split()[0]
@@ -135,7 +161,7 @@ def test_a_stream_whose_client_leaves_stops_being_written():
 
         before = written()
         time.sleep(0.3)
-        assert float(written()) - float(before) <= 1 and float(before) < 3500
+        assert float(written()) - float(before) <= 3 and float(before) < 3 * 3500
 
 
 @pytest.mark.slow
