@@ -61,7 +61,7 @@ def count_parameters(model: TransformerConfig, objective: ObjectiveConfig | None
         positions = 2 * model.relative_buckets * model.num_heads
         norms += (decoder_layers + 1) * norm  # of cross-attention, and after the decoder
     if isinstance(objective, HEADED):
-        head = _task_head(width, objective)
+        head = _task_head(model, objective)
     return ParameterCounts(
         embedding=model.vocab_size * width,
         positions=positions,
@@ -138,11 +138,15 @@ def _ffn_parameters(model: TransformerConfig) -> int:
     return model.hidden_size * model.ffn_width * (inputs + 1) + biases * model.bias
 
 
-def _task_head(width: int, objective: Labelled | Regression) -> int:
-    """The tanh layer, unless each token has a label, and the scores."""
+def _task_head(model: TransformerConfig, objective: Labelled | Regression) -> int:
+    """The layer before the scores, if the architecture has one (see model/task_head.py), and the scores."""
+    width, alone = model.hidden_size, not isinstance(objective, TokenClassification)
     outputs = len(objective.labels) if isinstance(objective, Labelled) else 1
-    dense = 0 if isinstance(objective, TokenClassification) else width * (width + 1)
-    return dense + outputs * (width + 1)
+    if not isinstance(model, BertConfig):
+        return outputs * (width + (not alone))
+    if model.position == "rotary":
+        return width * (width + model.bias) + _norm(model) + outputs * (width + 1)
+    return alone * width * (width + 1) + outputs * (width + 1)
 
 
 def _bert_head(model: BertConfig) -> int:

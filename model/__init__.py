@@ -2,7 +2,7 @@
 
 from model.bert import Bert
 from model.build import Model, build, compile_blocks
-from model.convert import load_hf, save_hf
+from model.convert import load_hf, load_hf_objective, save_hf
 from model.generation import Generation, generate
 from model.gpt import GPT
 from model.head import IGNORE, Loss
@@ -34,6 +34,7 @@ __all__ = [
     "initial_elements",
     "initial_weight",
     "load_hf",
+    "load_hf_objective",
     "save_hf",
     "set_task_head",
 ]

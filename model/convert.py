@@ -11,8 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from config import CheckpointError, TransformerConfig
+from config.objective_schema import ObjectiveConfig
+from config.supervised_schema import Classification, Regression, TokenClassification
 from model.build import build
-from model.hf import architecture, from_hf_config, to_hf_config
+from model.hf import architecture, from_hf_config, read_objective, to_hf_config
+from model.task_head import set_task_head
 
 StateDict = dict[str, Tensor]
 HEAD = "lm_head."
@@ -22,19 +25,19 @@ TENSORFLOW_NORM = re.compile(r"(?<=LayerNorm\.)(gamma|beta)$")
 """Weight and bias of norms in files that were converted from TensorFlow, such as the first BERTs."""
 
 
-def load_hf(folder: str | Path, *, need_heads: bool = True) -> tuple[TransformerConfig, StateDict]:
+def load_hf(
+    folder: str | Path, *, need_heads: bool = True, objective: ObjectiveConfig | None = None
+) -> tuple[TransformerConfig, StateDict]:
     """Config and weights, under our names and in the files' dtype, of a Hugging Face folder.
 
-    Without `need_heads` other heads than ours are passed over, and the weights have ours (`lm_head`) only if it is whole.
+    The head is that of the `objective` (see `load_hf_objective`), else the language model's. Without `need_heads` others
+    are passed over, and the weights have ours (`lm_head`) only if it is whole.
     Raises ConfigError when the architecture is not one of ours, CheckpointError when files or weights are missing.
     """
     folder = Path(folder)
-    path = folder / "config.json"
-    if not path.is_file():
-        raise CheckpointError(f"{folder}: no config.json; give a folder with config.json and *.safetensors")
-    config = from_hf_config(json.loads(path.read_text()), source=str(path))
+    config = from_hf_config(_read_config(folder), source=str(folder / "config.json"))
     tensors = _read_tensors(folder)
-    state, expected = from_hf_names(config, tensors), _shapes(config)
+    state, expected = from_hf_names(config, tensors, objective), _shapes(config, objective)
     if not need_heads:
         prefix = architecture(config).prefix
         prefixed = any(prefix and key.startswith(prefix) for key in tensors)
@@ -47,6 +50,11 @@ def load_hf(folder: str | Path, *, need_heads: bool = True) -> tuple[Transformer
     return config, state
 
 
+def load_hf_objective(folder: str | Path) -> Classification | TokenClassification | Regression | None:
+    """The objective of a Hugging Face folder whose class has the head of a task that we have; None for any other."""
+    return read_objective(_read_config(Path(folder)))
+
+
 def save_hf(
     folder: str | Path,
     config: TransformerConfig,
@@ -54,28 +62,33 @@ def save_hf(
     *,
     token_ids: dict[str, int] | None = None,
     heads: bool = True,
+    objective: ObjectiveConfig | None = None,
 ) -> None:
     """Write model.safetensors and config.json such that their `from_pretrained(folder)` loads them.
 
     `state_dict` is the model's, in any one floating dtype; `token_ids` are settings such as eos_token_id. Without
-    `heads` it is their base model, as embedding models are published.
+    `heads` it is their base model, as embedding models are published; else the one with the head of the `objective`.
     Raises ConfigError when no architecture of theirs matches.
     """
     folder = Path(folder)
     dtype = str(next(iter(state_dict.values())).dtype).removeprefix("torch.")
-    hf_config = to_hf_config(config, dtype=dtype, token_ids=token_ids)
-    weights, prefix = to_hf_names(config, state_dict), architecture(config).prefix
     if not heads:
-        weights = {key.removeprefix(prefix): tensor for key, tensor in weights.items() if key.startswith(prefix)}
+        objective, state_dict = None, {key: tensor for key, tensor in state_dict.items() if not key.startswith(HEAD)}
+    hf_config = to_hf_config(config, dtype=dtype, token_ids=token_ids, objective=objective)
+    weights, prefix = to_hf_names(config, state_dict, objective), architecture(config).prefix
+    if not heads:
+        weights = {key.removeprefix(prefix): tensor for key, tensor in weights.items()}
         hf_config["architectures"] = [architecture(config).base_class]
     folder.mkdir(parents=True, exist_ok=True)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(hf_config, indent=2) + "\n")
 
 
-def to_hf_names(config: TransformerConfig, state_dict: StateDict) -> StateDict:
+def to_hf_names(
+    config: TransformerConfig, state_dict: StateDict, objective: ObjectiveConfig | None = None
+) -> StateDict:
     """Weights under their names, contiguous, without the head's when it is tied."""
-    theirs = architecture(config)
+    theirs = architecture(config, objective)
     places = {
         ours: (name, place)
         for name, names in reversed(theirs.names.items())
@@ -98,9 +111,9 @@ def to_hf_names(config: TransformerConfig, state_dict: StateDict) -> StateDict:
     return {key: tensor.contiguous() for key, tensor in state.items()}
 
 
-def from_hf_names(config: TransformerConfig, tensors: StateDict) -> StateDict:
+def from_hf_names(config: TransformerConfig, tensors: StateDict, objective: ObjectiveConfig | None = None) -> StateDict:
     """Weights under our names from theirs, with or without the prefix of the base model; unknown ones keep their name."""
-    theirs = architecture(config)
+    theirs = architecture(config, objective)
     state: StateDict = {}
     for key, tensor in tensors.items():
         if theirs.ignored and theirs.ignored.search(key):
@@ -117,7 +130,7 @@ def from_hf_names(config: TransformerConfig, tensors: StateDict) -> StateDict:
             state[fill(names)] = tensor
             continue
         state.update(zip(map(fill, names), tensor.chunk(len(names)), strict=True))
-    if config.tied_embeddings and "embed_tokens.weight" in state:
+    if config.tied_embeddings and objective is None and "embed_tokens.weight" in state:
         state["lm_head.weight"] = state["embed_tokens.weight"]
     return state
 
@@ -135,6 +148,13 @@ def _look_up(key: str, table: dict[str, Any]) -> tuple[Any, Callable[[str], str]
     return None
 
 
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: no config.json; give a folder with config.json and *.safetensors")
+    return json.loads(path.read_text())
+
+
 def _read_tensors(folder: Path) -> StateDict:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
@@ -149,9 +169,12 @@ def _read_tensors(folder: Path) -> StateDict:
     return tensors
 
 
-def _shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
+def _shapes(config: TransformerConfig, objective: ObjectiveConfig | None) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in build(config, kernel="reference").state_dict().items()}
+        model = build(config, kernel="reference")
+        if objective is not None:
+            set_task_head(model, objective)
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def _check(expected: dict[str, tuple[int, ...]], state: StateDict, folder: Path) -> None:

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from config import TransformerConfig
 from config.objective_schema import ObjectiveConfig
 from config.supervised_schema import HEADED, Labelled, Regression, TokenClassification
+from model.block import activate
 from model.head import IGNORE
+from model.norm import make_norm
 
 
 class TaskLoss(NamedTuple):
@@ -28,28 +30,47 @@ class TaskLoss(NamedTuple):
 
 
 class TaskHead(nn.Module):
-    """Scores of the labels, or a number, from a token's hidden state.
+    """Scores of the labels, or a number, from a token's hidden state; what Hugging Face's classes of the same task compute.
 
-    Where one token speaks for a whole text a tanh layer comes first, which is BERT's pooler (arXiv:1810.04805).
+    | model      | a token speaks for a whole text      | each token has a label               |
+    |------------|--------------------------------------|--------------------------------------|
+    | BERT       | pooler: tanh(dense) (1810.04805), output | output                           |
+    | ModernBERT | norm(activation(transform)), output  | norm(activation(transform)), output  |
+    | decoders   | output without bias                  | output                               |
     """
 
     def __init__(self, config: TransformerConfig, objective: Labelled | Regression):
         super().__init__()
-        self.objective = objective
-        width = config.hidden_size
-        each_token = isinstance(objective, TokenClassification)
+        self.objective, self.activation = objective, config.activation
+        width, alone = config.hidden_size, not isinstance(objective, TokenClassification)
+        encoder, rotary = config.family == "bert", config.position == "rotary"
         self.dropout = nn.Dropout(objective.head_dropout)
-        self.dense = None if each_token else nn.Linear(width, width)
-        self.output = nn.Linear(width, len(objective.labels) if isinstance(objective, Labelled) else 1)
+        self.dense = nn.Linear(width, width) if encoder and not rotary and alone else None
+        self.transform = nn.Linear(width, width, bias=config.bias) if encoder and rotary else None
+        self.norm = make_norm(config) if encoder and rotary else nn.Identity()
+        outputs = len(objective.labels) if isinstance(objective, Labelled) else 1
+        self.output = nn.Linear(width, outputs, bias=encoder or not alone)
 
     def forward(self, hidden_ND: Tensor, labels_N: Tensor | None = None) -> TaskLoss | Tensor:
         """Loss if there are labels, else scores [N, C]. Tokens may as well come in rows: [B, T, D] and [B, T]."""
         if self.dense is not None:
             hidden_ND = torch.tanh(self.dense(self.dropout(hidden_ND)))
+        elif self.transform is not None:
+            hidden_ND = self.norm(activate(self.transform(self.dropout(hidden_ND)), self.activation))
         scores_NC = self.output(self.dropout(hidden_ND)).float()
         if isinstance(self.objective, Regression):
             scores_NC = self.objective.mean + self.objective.scale * scores_NC
         return scores_NC if labels_N is None else self.loss(scores_NC.flatten(0, -2), labels_N.flatten())
+
+    @torch.no_grad()
+    def absorb_scale(self) -> None:
+        """Let the output layer alone give numbers in the examples' unit. Only a layer with a bias can have their mean."""
+        objective = self.objective
+        if isinstance(objective, Regression):
+            self.output.weight *= objective.scale
+            if self.output.bias is not None:
+                self.output.bias.mul_(objective.scale).add_(objective.mean)
+            self.objective = objective.model_copy(update={"mean": 0.0, "scale": 1.0})
 
     def loss(self, scores_NC: Tensor, labels_N: Tensor) -> TaskLoss:
         counts_N = labels_N != IGNORE

@@ -1,6 +1,6 @@
 """A trained model from a run, one of its checkpoints, or a Hugging Face folder, without DeepSpeed's engine."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -8,13 +8,16 @@ from pydantic import TypeAdapter
 
 from config import CheckpointError, ConfigError, RunConfig, TransformerConfig, load_recipe
 from config.objective_schema import OBJECTIVES, Contrastive, ObjectiveConfig
+from config.supervised_schema import HEADED
 from data.tokenizer import Tokenizer
 from engine.checkpoint import find_checkpoint
 from engine.objective import TEMPERATURE
 from engine.state import read_weights
-from model import Model, build, init_weights, load_hf, set_task_head
+from model import Model, build, init_weights, load_hf, load_hf_objective, set_task_head
 from model.adapters import add_adapter, merge_adapter
-from tasks.sentence_layout import Pooling, read_json, read_max_tokens, read_pooling
+from tasks.sentence_layout import SentenceLayout, read_json, read_layout, read_max_tokens
+
+RECIPE = "recipe.yaml"
 
 
 @dataclass(frozen=True)
@@ -25,13 +28,22 @@ class Trained:
     tokenizer: Tokenizer
     config: TransformerConfig
     objective: ObjectiveConfig
-    """What it was trained on; of a Hugging Face folder the family's first, or contrastive if it has no head."""
+    """What it was trained on. Of a Hugging Face folder what its head is for: a task, its `exported_recipe`'s objective, the
+    family's first one, or contrastive if it has none that we know."""
     recipe: RunConfig | None
     """None of a Hugging Face folder."""
-    pooling: Pooling | None = None
-    """The pooling that a Hugging Face folder asks for."""
+    exported_recipe: RunConfig | None = None
+    """Of a Hugging Face folder that `tasks export` wrote: that of its run."""
+    layout: SentenceLayout = field(default_factory=SentenceLayout)
+    """What a Hugging Face folder says of its vectors."""
     max_tokens: int | None = None
     """The longest text that a Hugging Face folder allows, if that is less than the model's positions."""
+
+    @property
+    def examples_recipe(self) -> RunConfig | None:
+        """The recipe that says how labelled examples are read, if the model learned from any."""
+        recipe = self.recipe or self.exported_recipe
+        return recipe if recipe and recipe.data.examples else None
 
 
 def load_model(path: Path, device: torch.device) -> Trained:
@@ -44,7 +56,7 @@ def load_model(path: Path, device: torch.device) -> Trained:
     if (path / "config.json").is_file():
         return _load_hugging_face(path, device)
     checkpoint = find_checkpoint(path)
-    recipe = load_recipe(str(checkpoint / "recipe.yaml"))
+    recipe = load_recipe(str(checkpoint / RECIPE))
     with torch.device(device):
         model = build(recipe.model)
         set_task_head(model, recipe.objective)
@@ -69,24 +81,44 @@ def check_family(trained: Trained, task: str, families: tuple[str, ...]) -> None
 
 
 def _load_hugging_face(folder: Path, device: torch.device) -> Trained:
-    config, weights = load_hf(folder, need_heads=False)
+    task = load_hf_objective(folder)
+    config, weights = load_hf(folder, need_heads=False, objective=task)
     tokenizer = _read_tokenizer(folder)
     if tokenizer.vocab_size > config.vocab_size:
         raise CheckpointError(
             f"{folder}: tokenizer.json has {tokenizer.vocab_size} tokens, the model's table {config.vocab_size} rows; "
             "they belong to different models"
         )
+    layout, recipe = read_layout(folder), folder / RECIPE
+    exported = load_recipe(str(recipe)) if recipe.is_file() else None
+    headless = not any(name.startswith("lm_head.") for name in weights)
+    objective = _objective(config, None if headless else task, exported, layout, headless)
     with torch.device(device):
         model = build(config)
-    headless = not any(name.startswith("lm_head.") for name in weights)
+        set_task_head(model, objective)
     if headless:
         init_weights(model, config, seed=0)
     model.load_state_dict(weights, strict=not headless)
-    pooling, longest = read_pooling(folder), read_max_tokens(folder)
-    objective: ObjectiveConfig = TypeAdapter(ObjectiveConfig).validate_python({"name": OBJECTIVES[config.family][0]})
+    if exported is not None:
+        exported = exported.model_copy(update={"objective": objective})
+    return Trained(model.eval(), tokenizer, config, objective, None, exported, layout, read_max_tokens(folder))
+
+
+def _objective(
+    config: TransformerConfig,
+    task: ObjectiveConfig | None,
+    exported: RunConfig | None,
+    layout: SentenceLayout,
+    headless: bool,
+) -> ObjectiveConfig:
+    """What a Hugging Face folder can be taken to have learned."""
     if headless:
-        objective = Contrastive(pooling=pooling or ("last" if config.family == "gpt" else "mean"))
-    return Trained(model.eval(), tokenizer, config, objective, None, pooling, longest)
+        return Contrastive(pooling=layout.pooling or ("last" if config.family == "gpt" else "mean"))
+    if task is not None:
+        return task
+    if exported is not None and not isinstance(exported.objective, HEADED):
+        return exported.objective
+    return TypeAdapter(ObjectiveConfig).validate_python({"name": OBJECTIVES[config.family][0]})
 
 
 def _read_tokenizer(folder: Path) -> Tokenizer:

@@ -107,7 +107,7 @@ def load_embedder(options: argparse.Namespace, world: "World") -> "Embedder":
     return Embedder(
         load_model(options.model, world.device),
         options.pooling,
-        not options.no_normalize,
+        False if options.no_normalize else None,
         options.dimensions,
         options.max_tokens,
         options.batch_tokens,

@@ -33,19 +33,21 @@ class Embedder:
         self,
         trained: Trained,
         pooling: Pooling | None = None,
-        normalize: bool = True,
+        normalize: bool | None = None,
         dimensions: int | None = None,
         max_tokens: int | None = None,
         batch_tokens: int | None = None,
     ):
         """`pooling` None is the folder's or the objective's own, else the mean for an encoder and the last token for a
-        decoder. `dimensions` keeps the first ones, for models trained that way (Matryoshka, arXiv:2205.13147).
+        decoder. `dimensions` keeps the first ones, for models trained that way (Matryoshka, arXiv:2205.13147), and
+        `normalize` gives vectors length 1; None is as the folder says, else all of them and yes.
         `max_tokens` counts special tokens; None is as many as the model reads. `batch_tokens` None suits the device.
 
         Raises ConfigError for a family without one state for each token, and for values that the model cannot serve.
         """
         check_family(trained, "embedding", ("bert", "gpt"))
-        self.model, self.tokenizer, self.normalize = trained.model, trained.tokenizer, normalize
+        self.model, self.tokenizer = trained.model, trained.tokenizer
+        self.normalize = trained.layout.normalize if normalize is None else normalize
         self.begin, self.end = frame(trained)
         self.pooling = pooling or default_pooling(trained)
         if self.pooling == "cls" and trained.config.family == "gpt":
@@ -53,9 +55,12 @@ class Embedder:
                 "pooling cls is the first token's state, which in a decoder has seen nothing else: choose last or mean"
             )
         self.width = trained.config.hidden_size
-        self.dimensions = self.width if dimensions is None else dimensions
-        if not 1 <= self.dimensions <= self.width:
-            raise ConfigError(f"dimensions {dimensions}: the model has {self.width}, choose from 1 to {self.width}")
+        longest_vector = trained.layout.dimensions or self.width
+        self.dimensions = longest_vector if dimensions is None else dimensions
+        if not 1 <= self.dimensions <= longest_vector:
+            raise ConfigError(
+                f"dimensions {dimensions}: the model has {longest_vector}, choose from 1 to {longest_vector}"
+            )
         longest = min(trained.max_tokens or trained.config.max_positions, trained.config.max_positions)
         shortest = len(self.begin) + 1 + len(self.end)
         self.max_tokens = max_tokens or longest
@@ -121,8 +126,8 @@ def batches(lengths: Sequence[int], tokens: int, padding: int | None = None) -> 
 
 def default_pooling(trained: Trained) -> Pooling:
     """What the folder asks for, what the objective trained, or what suits the family."""
-    if trained.pooling:
-        return trained.pooling
+    if trained.layout.pooling:
+        return trained.layout.pooling
     if isinstance(trained.objective, Similarity):
         return trained.objective.pooling
     return "last" if trained.config.family == "gpt" else "mean"

@@ -1,8 +1,12 @@
-"""What a folder laid out for sentence-transformers says beside the model: pooling and longest text."""
+"""What a folder laid out for sentence-transformers says beside the model: how token states become a vector, longest text."""
 
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file
 
 from config import ConfigError
 
@@ -18,31 +22,57 @@ LEGACY = {
 """Switches of older files, and the values of the one setting that replaced them."""
 
 
-def read_pooling(folder: Path) -> Pooling | None:
-    """The pooling of modules.json, None where there is no such file.
+@dataclass(frozen=True)
+class SentenceLayout:
+    """How a vector is made."""
 
-    Raises ConfigError for modules other than a transformer, one pooling of `Pooling` and a normalisation, and for a
-    prompt that is put before every text.
+    pooling: Pooling | None = None
+    """None where the folder does not say."""
+    dimensions: int | None = None
+    """The first so many numbers of it; None is all."""
+    normalize: bool = True
+    """To length 1."""
+
+
+def read_layout(folder: Path) -> SentenceLayout:
+    """What modules.json says, or else nothing.
+
+    Raises ConfigError for modules other than a transformer, one pooling of `Pooling`, a dense layer that keeps the first
+    numbers (Matryoshka) and a normalisation, in this order, and for a prompt that is put before every text.
     """
     if not (folder / "modules.json").is_file():
-        return None
+        return SentenceLayout()
     path = folder / "config_sentence_transformers.json"
     if path.is_file() and (prompt := read_json(path).get("default_prompt_name")):
         raise ConfigError(
             f"{path}: a default prompt ({prompt}) is not supported: put it before the texts, and set default_prompt_name "
             "to null"
         )
-    pooling = None
+    layout = SentenceLayout(normalize=False)
     for module in read_json(folder / "modules.json"):
-        kind = module["type"].rpartition(".")[2]
+        kind, place = module["type"].rpartition(".")[2], folder / module["path"]
         if kind == "Pooling":
-            pooling = _pooling(folder / module["path"] / "config.json")
-        elif kind not in ("Transformer", "Normalize") or (kind == "Transformer" and module["path"]):
+            layout = replace(layout, pooling=_pooling(place / "config.json"))
+        elif kind == "Dense" and not layout.normalize and (kept := _first_numbers(place)):
+            layout = replace(layout, dimensions=kept)
+        elif kind == "Normalize":
+            layout = replace(layout, normalize=True)
+        elif kind != "Transformer" or module["path"]:
             raise ConfigError(
                 f"{folder}/modules.json: a {kind} in {module['path'] or 'the folder itself'} is not supported, only a "
-                "Transformer in the folder itself, Pooling and Normalize; remove modules.json to use the model without them"
+                "Transformer in the folder itself, Pooling, a Dense that keeps the first numbers of a vector, and Normalize; "
+                "remove modules.json to use the model without them"
             )
-    return pooling
+    return layout
+
+
+def _first_numbers(folder: Path) -> int | None:
+    """How many numbers a dense layer keeps, if it keeps the first ones as they are and does nothing else."""
+    settings, path = read_json(folder / "config.json"), folder / "model.safetensors"
+    if settings.get("bias") or not settings.get("activation_function", "").endswith("Identity") or not path.is_file():
+        return None
+    weight_ED = load_file(path)["linear.weight"]
+    return len(weight_ED) if torch.equal(weight_ED.float(), torch.eye(*weight_ED.shape)) else None
 
 
 def _pooling(path: Path) -> Pooling:

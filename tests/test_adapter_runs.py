@@ -4,10 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
+import model
+from config import load_recipe
+from engine.checkpoint import find_checkpoint
+from engine.state import read_weights
+from model.adapters import add_adapter
 from tasks.checkpoints import load_model
-from tasks.export import export
+from tasks.export.folder import export
 from tests.conftest import train, write_recipe
+from tests.model.tiny import assert_close
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +36,16 @@ def adapt(pretrained: tuple[Path, Path], *settings: str) -> Path:
     return base.parent / name
 
 
+def unmerged_model(run: Path) -> torch.nn.Module:
+    """As it was trained, with the updates beside the frozen matrices."""
+    checkpoint = find_checkpoint(run)
+    recipe = load_recipe(str(checkpoint / "recipe.yaml"))
+    unmerged = model.build(recipe.model)
+    add_adapter(unmerged, recipe)
+    unmerged.load_state_dict(read_weights(checkpoint))
+    return unmerged.eval()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["lora", "adalora"])
 def test_a_run_exports_merged_and_starts_the_next_one(pretrained, tmp_path, name):
@@ -42,6 +59,10 @@ def test_a_run_exports_merged_and_starts_the_next_one(pretrained, tmp_path, name
     changed = {key for key in base if not torch.equal(base[key], merged[key])}
     assert changed == {key for key in base if "_proj" in key and "blocks" in key}
     assert max(export(run, tmp_path / "exported").values()) <= 1e-5
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "exported")
+    unmerged, tokens_BT = unmerged_model(run), torch.arange(60).view(3, 20)
+    with torch.no_grad():
+        assert_close(theirs(tokens_BT).logits, unmerged.logits(unmerged(tokens_BT)), "logits of the export")
     again = train(pretrained[0], "run.name=again", f"run.start_from={run}")
     assert again.returncode == 2 and "tasks export" in again.stderr
     again = train(

@@ -5,21 +5,26 @@ from typing import Any
 from pydantic import ValidationError
 
 from config import ConfigError, TransformerConfig
+from config.objective_schema import ObjectiveConfig
+from config.supervised_schema import HEADED
 from model.hf.architecture import Architecture, require, resolve
 from model.hf.bert import BERT, BERT_MASKED_LM
 from model.hf.gpt2 import GPT2
 from model.hf.llama import LLAMA, MISTRAL, QWEN3
 from model.hf.modernbert import MODERNBERT
 from model.hf.t5 import T5, T5_UNGATED
+from model.hf.task_heads import head_settings, read_objective, with_task_head
+
+__all__ = ["ARCHITECTURES", "architecture", "from_hf_config", "read_objective", "to_hf_config"]
 
 ARCHITECTURES = (GPT2, LLAMA, MISTRAL, QWEN3, BERT_MASKED_LM, BERT, MODERNBERT, T5)
 """Of those that share a model_type, the first is taken for a class that is none of them, such as BertModel."""
 
 
-def architecture(config: TransformerConfig) -> Architecture:
-    """The Hugging Face architecture that computes the same function.
+def architecture(config: TransformerConfig, objective: ObjectiveConfig | None = None) -> Architecture:
+    """The Hugging Face architecture that computes the same function, with the head of a task if the objective has one.
 
-    Raises ConfigError naming the setting that the nearest one does not have.
+    Raises ConfigError naming the setting that the nearest one does not have, or the objective.
     """
     nearest = _nearest(config)
     for setting, values in nearest.needs(config).items():
@@ -28,7 +33,7 @@ def architecture(config: TransformerConfig) -> Architecture:
                 f"model.{setting}: {value} has no equivalent in Hugging Face's {nearest.class_name}, the nearest "
                 f"architecture, which needs {' or '.join(map(str, values))}: such a model cannot be exported"
             )
-    return nearest
+    return with_task_head(nearest, objective) if isinstance(objective, HEADED) else nearest
 
 
 def _nearest(config: Any) -> Architecture:
@@ -44,9 +49,15 @@ def _nearest(config: Any) -> Architecture:
     return LLAMA if config.sliding_window is None else MISTRAL
 
 
-def to_hf_config(config: TransformerConfig, *, dtype: str, token_ids: dict[str, int] | None = None) -> dict[str, Any]:
+def to_hf_config(
+    config: TransformerConfig,
+    *,
+    dtype: str,
+    token_ids: dict[str, int] | None = None,
+    objective: ObjectiveConfig | None = None,
+) -> dict[str, Any]:
     """Content of config.json. `token_ids` are settings such as eos_token_id."""
-    theirs = architecture(config)
+    theirs = architecture(config, objective)
     return {
         "architectures": [theirs.class_name],
         "model_type": theirs.model_type,
@@ -58,6 +69,7 @@ def to_hf_config(config: TransformerConfig, *, dtype: str, token_ids: dict[str, 
         **{setting: resolve(config, ours) for setting, ours in theirs.settings.items()},
         **{setting: values[0] for setting, values in theirs.fixed.items()},
         **theirs.write(config),
+        **(head_settings(objective) if isinstance(objective, HEADED) else {}),
         **(token_ids or {}),
     }
 

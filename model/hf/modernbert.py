@@ -27,6 +27,8 @@ def _write(config: BertConfig) -> dict[str, Any]:
     return {
         "hidden_activation": activation,
         "classifier_activation": activation,
+        "classifier_pooling": "cls",
+        "initializer_cutoff_factor": 2.0,  # nothing depends on it, but text-embeddings-inference asks for it
         "layer_types": [NEAR if config.is_local(i) else EVERYWHERE for i in range(config.num_layers)],
         "global_attn_every_n_layers": 1 if config.local_window is None else config.global_every,
         "local_attention": 2 * (config.local_window or 64),

@@ -35,9 +35,11 @@ def on_examples(trained: Trained, path: str, device: torch.device) -> Result:
     Raises ConfigError if the model was not trained on examples; DataError for a bad line, a label that was not seen in
     training, or a text that is too long.
     """
-    recipe = trained.recipe
-    if recipe is None or recipe.data.examples is None:
-        raise ConfigError("--examples needs a run that was fine-tuned on examples (data.examples in its recipe)")
+    recipe = trained.examples_recipe
+    if recipe is None:
+        raise ConfigError(
+            "--examples needs a run that was fine-tuned on examples (data.examples in its recipe), or its export"
+        )
     objective = recipe.objective
     if isinstance(objective, Instruction):
         recipe = recipe.model_copy(update={"objective": objective.model_copy(update={"packing": False})})

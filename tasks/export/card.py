@@ -9,34 +9,36 @@ import yaml
 from config import DataError, RunConfig, dump_recipe
 from config.count import count_parameters
 from data.manifest import Manifest
-from engine.checkpoint import STATE, find_checkpoint
+from engine.checkpoint import BEST, STATE, find_checkpoint
 from engine.monitor import METRICS
 from engine.runs import DATA
 from model.hf import architecture
 from tasks.checkpoints import Trained
 from tasks.embedding import Embedder
-from tasks.export import gguf_file, onnx_graph
+from tasks.export.loading import auto_class, usage
 
-TASKS = {"bert": "fill-mask", "gpt": "text-generation", "t5": "text2text-generation"}
-AUTO_CLASSES = {
-    "bert": "AutoModelForMaskedLM", "gpt": "AutoModelForCausalLM", "t5": "AutoModelForSeq2SeqLM",
+TASKS = {
+    "AutoModelForMaskedLM": "fill-mask", "AutoModelForPreTraining": "fill-mask", "AutoModelForCausalLM": "text-generation",
+    "AutoModelForSeq2SeqLM": "text2text-generation", "AutoModelForSequenceClassification": "text-classification",
+    "AutoModelForTokenClassification": "token-classification",
 }  # fmt: skip
+"""By the class that loads a model, what the hub calls its use."""
 
 
 def write_card(folder: Path, trained: Trained, source: Path, embedder: Embedder | None, *, heads: bool) -> None:
-    """Write README.md. The license is the user's to add: nothing here knows it.
+    """Write README.md. License and language are the user's to add: nothing here knows them.
 
     `embedder` makes the vectors that the folder's sentence-transformers layout makes, if it has one.
     """
     sections = [
         _front_matter(trained, embedder, heads),
         f"# {_name(trained, source)}",
-        _facts(trained),
-        _usage(folder, trained, embedder, heads),
+        _facts(trained, heads),
+        usage(folder, trained, embedder, heads=heads),
     ]
     if trained.recipe is not None:
         checkpoint = find_checkpoint(source)
-        sections += [_training(trained, checkpoint), _data(trained, trained.recipe, checkpoint)]
+        sections += [_training(trained.recipe, checkpoint), _data(trained.recipe, checkpoint)]
         sections.append(f"## Recipe\n\n```yaml\n{dump_recipe(trained.recipe)}```")
     else:
         sections.append(f"Weights and tokenizer are those of the folder `{source.name}`.")
@@ -54,20 +56,20 @@ def _front_matter(trained: Trained, embedder: Embedder | None, heads: bool) -> s
         tags += ["sentence-transformers", "sentence-similarity", "feature-extraction"]
     facts = {
         "library_name": "transformers" if heads else "sentence-transformers",
-        "pipeline_tag": TASKS[trained.config.family] if heads else "sentence-similarity",
+        "pipeline_tag": TASKS[auto_class(trained)] if heads else "sentence-similarity",
         "tags": tags,
     }
-    return f"---\n{yaml.safe_dump(facts, sort_keys=False)}# license: add yours\n---"
+    return f"---\n{yaml.safe_dump(facts, sort_keys=False)}# license: add yours\n# language: add yours\n---"
 
 
-def _facts(trained: Trained) -> str:
+def _facts(trained: Trained, heads: bool) -> str:
     config, tokenizer = trained.config, trained.tokenizer
-    counts = count_parameters(config)
+    counts = count_parameters(config, trained.objective)
     return table(
         "Model",
         {
             "architecture": f"{architecture(config).model_type} (family {config.family})",
-            "parameters": f"{counts.total:,}",
+            "parameters": f"{counts.total - (0 if heads else counts.head):,}",
             "blocks": config.num_layers,
             "width": config.hidden_size,
             "heads": f"{config.num_heads}, {config.kv_heads} of keys and values",
@@ -78,36 +80,47 @@ def _facts(trained: Trained) -> str:
     )
 
 
-def _training(trained: Trained, checkpoint: Path) -> str:
+def _training(recipe: RunConfig, checkpoint: Path) -> str:
     state = json.loads((checkpoint / STATE).read_text())["run"]
     rows: dict[str, Any] = {
-        "objective": trained.objective.name,
+        "objective": recipe.objective.name,
         "steps": f"{state['step']:,}",
         "tokens read": f"{state['tokens']:,}",
     }
+    if recipe.run.start_from:
+        rows["started from"] = recipe.run.start_from
+    best = checkpoint.parent / BEST
+    if best.is_file() and best.read_text().strip() == checkpoint.name:
+        rows["chosen as"] = f"the best by validation {recipe.validation.metric}"
     measured = last_validation(checkpoint.parent.parent / METRICS, state["step"])
-    if measured is not None:
-        rows["validation loss"] = f"{measured[1]:.4f} after step {measured[0]:,}"
+    for name, value in measured.items():
+        rows[name.replace("_", " ")] = f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
     return table("Training", rows)
 
 
-def last_validation(metrics: Path, step: int) -> tuple[int, float] | None:
-    """Step and loss of the last validation up to `step`, None if there was none."""
+def last_validation(metrics: Path, step: int) -> dict[str, float]:
+    """What the last validation up to `step` measured, and after which step; empty if there was none."""
     if not metrics.is_file():
-        return None
-    found = None
+        return {}
+    found = {}
     for line in metrics.read_text().splitlines():
         record = json.loads(line)
         if "validation_loss" in record and record["step"] <= step:
-            found = record["step"], record["validation_loss"]
+            found = {n: v for n, v in record.items() if n.startswith("validation_") and isinstance(v, int | float)}
+            found["validated after step"] = record["step"]
     return found
 
 
-def _data(trained: Trained, recipe: RunConfig, checkpoint: Path) -> str:
-    """The datasets by the hashes that the checkpoint counts in, with their sizes where they can still be read."""
+def _data(recipe: RunConfig, checkpoint: Path) -> str:
+    """What was learned from, by the hashes that the checkpoint counts in; of datasets the sizes, where they can still be
+    read."""
+    hashes = json.loads((checkpoint / DATA).read_text())
+    if labelled := recipe.data.examples or recipe.data.pairs:
+        learned = ", ".join(f"{path} ({hash_[:12]})" for path, hash_ in hashes.items())
+        return table("Data", {"learned from": learned, "validated on": labelled.valid or "nothing"})
     lines = ["## Data", "", "| dataset | weight | tokens | documents | sources | hash |", "|---|---|---|---|---|---|"]
     weights = {dataset.path: dataset.weight for dataset in recipe.data.datasets}
-    for path, hash_ in json.loads((checkpoint / DATA).read_text()).items():
+    for path, hash_ in hashes.items():
         manifest = _manifest(Path(path), hash_)
         sizes = ["?", "?", "?"]
         if manifest is not None:
@@ -124,29 +137,6 @@ def _manifest(folder: Path, hash_: str) -> Manifest | None:
     except DataError:
         return None
     return manifest if manifest.hash == hash_ else None
-
-
-def _usage(folder: Path, trained: Trained, embedder: Embedder | None, heads: bool) -> str:
-    parts = []
-    if heads:
-        auto_class = AUTO_CLASSES[trained.config.family]
-        parts.append(
-            f"from transformers import AutoTokenizer, {auto_class}\n\n"
-            'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n'
-            f'model = {auto_class}.from_pretrained("FOLDER")'
-        )
-    if embedder is not None:
-        parts.append(
-            "from sentence_transformers import SentenceTransformer\n\n"
-            f"# pooling {embedder.pooling}, {embedder.dimensions} dimensions, length 1\n"
-            'vectors = SentenceTransformer("FOLDER").encode(["a text", "another"])'
-        )
-    text = "## Use\n\n" + "\n\n".join(f"```python\n{part}\n```" for part in parts)
-    if (folder / onnx_graph.FILE).is_file():
-        text += f"\n\n`{onnx_graph.FILE}` gives last_hidden_state from input_ids and attention_mask, in fp32."
-    if (folder / gguf_file.FILE).is_file():
-        text += f"\n\n`{gguf_file.FILE}` is for llama.cpp: `llama-completion -m {gguf_file.FILE} -p TEXT`."
-    return text
 
 
 def table(title: str, rows: dict[str, Any]) -> str:

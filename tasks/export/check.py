@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from config import CheckpointError, ConfigError, TransformerConfig
-from model import T5, Bert, Layout, Model
+from config.supervised_schema import Instruction, TokenClassification
+from model import T5, Bert, Layout, Model, TaskHead
 from model.hf import architecture
 from tasks.checkpoints import Trained
 from tasks.export.tokenizer import row_kind, special_tokens
@@ -41,22 +42,27 @@ def require(name: str, why: str) -> Any:
 
 def check_tokenizer(folder: Path, trained: Trained) -> None:
     """Raises CheckpointError if AutoTokenizer reads other ids, other text or other special tokens out of the folder."""
-    theirs, ours, kind = (
-        import_transformers().AutoTokenizer.from_pretrained(folder),
-        trained.tokenizer,
-        row_kind(trained),
-    )
+    theirs, ours = import_transformers().AutoTokenizer.from_pretrained(folder), trained.tokenizer
+    kind = row_kind(trained)
     tokens = special_tokens(ours, kind)
     ids = dict(zip(tokens, ours.ids_of(tuple(tokens.values())), strict=True))
     for role, token in tokens.items():
         _same(role, (getattr(theirs, role), getattr(theirs, f"{role}_id")), (token, ids[role]))
-    before, after = {"bert": ("cls_token", "sep_token"), "t5": (None, "eos_token")}.get(kind, (None, None))
-    for text in TEXTS:
+    begin, end = {"bert": ("cls_token", "sep_token"), "gpt": ("", "")}.get(kind, ("", "eos_token"))
+    before, after = ([ids[role]] if role else [] for role in (begin, end))
+    for text, second in zip(TEXTS, reversed(TEXTS), strict=True):
         plain = ours.encode(text)
         _same(f"tokens of {text!r}", theirs.encode(text, add_special_tokens=False), plain)
         _same(f"text of the tokens of {text!r}", theirs.decode(plain), ours.decode(plain))
-        surrounded = [*([ids[before]] if before else []), *plain, *([ids[after]] if after else [])]
-        _same(f"input_ids of {text!r}", theirs(text)["input_ids"], surrounded)
+        _same(f"input_ids of {text!r}", theirs(text)["input_ids"], [*before, *plain, *after])
+        pair, rest = theirs(text, second), [*ours.encode(second), *after]
+        _same(f"input_ids of {text!r} and {second!r}", pair["input_ids"], [*before, *plain, *after, *rest])
+        if "token_type_ids" in pair:
+            types = [0] * (len(before) + len(plain) + len(after)) + [1] * len(rest)
+            _same(f"token_type_ids of {text!r} and {second!r}", pair["token_type_ids"], types)
+        if isinstance(trained.objective, Instruction):
+            message = [{"role": "user", "content": text}]
+            _same(f"the chat of {text!r}", theirs.apply_chat_template(message, tokenize=False), text)
 
 
 def _same(what: str, theirs: Any, ours: Any) -> None:
@@ -72,14 +78,18 @@ def check_model(folder: Path, ours: Model, dtype: str, tolerance: float, *, head
     Raises CheckpointError if it is above `tolerance`, or if weights are missing or left over.
     """
     ours = ours.to(getattr(torch, dtype)).eval()
-    auto_class = getattr(import_transformers(), architecture(ours.config).auto_class if heads else "AutoModel")
+    objective = ours.lm_head.objective if isinstance(ours.lm_head, TaskHead) else None
+    auto_class = getattr(
+        import_transformers(), architecture(ours.config, objective).auto_class if heads else "AutoModel"
+    )
     theirs, report = auto_class.from_pretrained(folder, dtype=getattr(torch, dtype), output_loading_info=True)
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         # BertModel has a pooler, which our models without pairs have not, and which embeddings do not read.
         if named := sorted(name for name in report[problem] if heads or not str(name).startswith("pooler.")):
             raise CheckpointError(f"the export is refused: {problem} in transformers: {named[:5]}")
+    words = import_transformers().AutoTokenizer.from_pretrained(folder) if heads and objective else None
     largest = 0.0
-    for what, expected, actual in (_logits if heads else _hidden)(ours, theirs.eval()):
+    for what, expected, actual in _outputs(ours, theirs.eval(), heads, words):
         scale = max(1.0, expected.abs().max().item())
         difference = (actual.float() - expected.float()).abs().max().item() / scale
         if not difference <= tolerance:
@@ -89,6 +99,30 @@ def check_model(folder: Path, ours: Model, dtype: str, tolerance: float, *, head
             )
         largest = max(largest, difference)
     return largest
+
+
+def _outputs(ours: Any, theirs: Any, heads: bool, words: Any) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """(what, ours, theirs) of what a folder is for; `words` is the tokenizer that the head of a task reads texts with."""
+    if words is not None:
+        return _scores(ours, theirs, words)
+    return _logits(ours, theirs) if heads else _hidden(ours, theirs)
+
+
+def _scores(ours: Any, theirs: Any, words: Any) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """(what, ours, theirs) on padded texts and pairs of texts: of every token, or of that which speaks for a text."""
+    longest = ours.config.max_positions
+    for what, texts in (("texts", (TEXTS,)), ("pairs of texts", (TEXTS, TEXTS[::-1]))):
+        rows = words(*map(list, texts), padding=True, truncation=True, max_length=longest, return_tensors="pt")
+        tokens_BT, text_BT = rows["input_ids"], rows["attention_mask"].bool()
+        lengths_B = text_BT.sum(1)
+        types = {"token_types_BT": rows["token_type_ids"]} if "token_type_ids" in rows else {}
+        hidden_BTD = ours(tokens_BT, layout=Layout.padded(lengths_B, tokens_BT.shape[1]), **types)
+        logits = theirs(**rows).logits
+        if isinstance(ours.lm_head.objective, TokenClassification):
+            yield f"scores of {what}", ours.lm_head(hidden_BTD[text_BT]), logits[text_BT]
+        else:
+            speaks_B = torch.zeros_like(lengths_B) if isinstance(ours, Bert) else lengths_B - 1
+            yield f"scores of {what}", ours.lm_head(hidden_BTD[torch.arange(len(lengths_B)), speaks_B]), logits
 
 
 def _hidden(ours: Any, theirs: Any) -> Iterator[tuple[str, Tensor, Tensor]]:

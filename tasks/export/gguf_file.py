@@ -15,6 +15,7 @@ from config import ConfigError, GPTConfig
 from data.encode import GPT2_SPLIT, split_regex
 from data.tokenizer import Tokenizer
 from data.vocabulary import SPLIT
+from model import TaskHead
 from model.hf import architecture
 from tasks.checkpoints import Trained
 from tasks.export.check import require
@@ -53,6 +54,10 @@ def check_decoder(trained: Trained) -> None:
         raise ConfigError(
             f"--gguf is for decoders (family gpt), this model is of family {config.family}: leave it out"
             + ("; --onnx is for encoders" if config.family == "bert" else "")
+        )
+    if isinstance(trained.model.lm_head, TaskHead):
+        raise ConfigError(
+            f"--gguf is for decoders that write text, this one was fine-tuned for {trained.objective.name}: leave it out"
         )
     theirs = architecture(config).model_type
     if theirs not in ARCHITECTURES:

@@ -18,11 +18,11 @@ MODES = {
 }  # fmt: skip
 """Their switches; ours are the first three. Newer releases write one setting, but all readers know the switches."""
 TOLERANCE = 1e-5
-"""Largest difference between numbers of two vectors of length 1."""
+"""Largest difference between numbers of two vectors, as a share of the largest, or of 1."""
 
 
 def write_sentence_layout(folder: Path, embedder: Embedder) -> None:
-    """Transformer → pooling → the first `dimensions` numbers, if not all → a vector of length 1."""
+    """Transformer → pooling → the first `dimensions` numbers, if not all → a vector of length 1, if `normalize`."""
     pooling = {switch: name == embedder.pooling for name, switch in MODES.items()}
     steps: dict[str, dict[str, Any]] = {
         "Pooling": {"word_embedding_dimension": embedder.width, **pooling, "include_prompt": True}
@@ -34,7 +34,8 @@ def write_sentence_layout(folder: Path, embedder: Embedder) -> None:
             "bias": False,
             "activation_function": "torch.nn.modules.linear.Identity",
         }
-    steps["Normalize"] = {}
+    if embedder.normalize:
+        steps["Normalize"] = {}
     modules: list[dict[str, Any]] = [
         {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}
     ]
@@ -68,7 +69,7 @@ def check_sentences(folder: Path, embedder: Embedder) -> float:
         raise CheckpointError(
             f"the export is refused: sentence-transformers makes vectors {tuple(actual_ND.shape)}, not {tuple(expected_ND.shape)}"
         )
-    difference = (actual_ND - expected_ND).abs().max().item()
+    difference = ((actual_ND - expected_ND).abs().max() / expected_ND.abs().max().clamp(min=1)).item()
     if not difference <= TOLERANCE:
         raise CheckpointError(
             f"the export is refused: vectors of sentence-transformers differ by {difference:.1e}, more than {TOLERANCE:g}"

@@ -2,23 +2,34 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers.processors import TemplateProcessing
 
 from config.contrastive_schema import Similarity
+from config.supervised_schema import HEADED, Instruction, SequenceToSequence
 from data.specials import BERT, T5
 from data.tokenizer import Tokenizer
 from tasks.checkpoints import Trained
 
 SAMPLING = {"do_sample": True, "temperature": 0.8, "top_p": 0.95, "top_k": 0}
 """What `tasks generate` draws with unless it is told otherwise; top_k 0 is no limit."""
+CHAT = (
+    "{% for message in messages %}"
+    "{% if loop.previtem and 'assistant' not in (message['role'], loop.previtem['role']) %}{{ '\n\n' }}{% endif %}"
+    "{{ message['content'] }}{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+)
+"""What a model reads that learned to answer: prompts as they are, a blank line between two, and answers with their ends."""
 
 
 def row_kind(trained: Trained) -> str:
-    """Whose special tokens a model's rows have: those of its family, or BERT's after contrastive training."""
+    """Whose special tokens a model's rows have: those of its family, BERT's after contrastive training, or those of a
+    decoder that reads whole texts to label them."""
     if trained.recipe is not None and isinstance(trained.objective, Similarity):
         return "bert"
+    if trained.config.family == "gpt" and isinstance(trained.objective, HEADED):
+        return "labelled"
     return trained.config.family
 
 
@@ -27,7 +38,8 @@ def special_tokens(tokenizer: Tokenizer, kind: str) -> dict[str, str]:
     if kind == "bert":
         return dict(zip(("pad_token", "cls_token", "sep_token", "mask_token"), BERT, strict=True))
     end = {"eos_token": tokenizer.eod_token}
-    return {"pad_token": T5[0], **end} if kind == "t5" else {"bos_token": tokenizer.eod_token, **end}
+    padding = {"t5": {"pad_token": T5[0]}, "labelled": {"pad_token": BERT[0]}}
+    return {**padding.get(kind, {"bos_token": tokenizer.eod_token}), **end}
 
 
 def templates(kind: str, tokens: dict[str, str]) -> tuple[str, str] | None:
@@ -35,7 +47,7 @@ def templates(kind: str, tokens: dict[str, str]) -> tuple[str, str] | None:
     if kind == "bert":
         single = f"{tokens['cls_token']}:0 $A:0 {tokens['sep_token']}:0"
         return single, f"{single} $B:1 {tokens['sep_token']}:1"
-    if kind == "t5":
+    if kind in ("t5", "labelled"):
         return f"$A {tokens['eos_token']}", f"$A {tokens['eos_token']} $B {tokens['eos_token']}"
     return None
 
@@ -56,8 +68,8 @@ def save_tokenizer(folder: Path, trained: Trained, *, padded: bool = False) -> d
     if template := templates(kind, tokens):
         numbers = [(tokens[role], ids[role]) for role in tokens]
         model.post_processor = TemplateProcessing(single=template[0], pair=template[1], special_tokens=numbers)
-    folder.mkdir(parents=True)
-    model.save(str(folder / "tokenizer.json"))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.json").write_text(model.to_str(pretty=True), encoding="utf-8")
     types = ["token_type_ids"] if getattr(trained.config, "token_types", 0) else []
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -68,6 +80,8 @@ def save_tokenizer(folder: Path, trained: Trained, *, padded: bool = False) -> d
     }
     if padded:
         settings.setdefault("pad_token", tokenizer.eod_token)
+    if isinstance(trained.objective, Instruction):
+        settings["chat_template"] = CHAT
     write_json(folder / "tokenizer_config.json", settings)
     write_json(folder / "special_tokens_map.json", tokens)
     token_ids = {f"{role}_id": number for role, number in ids.items() if role != "mask_token"}
@@ -75,10 +89,18 @@ def save_tokenizer(folder: Path, trained: Trained, *, padded: bool = False) -> d
         token_ids |= {"bos_token_id": ids["cls_token"], "eos_token_id": ids["sep_token"]}
     elif kind == "t5":
         token_ids["decoder_start_token_id"] = ids["pad_token"]
-    if kind != "bert":
-        sampling = SAMPLING if kind == "gpt" else {}
-        write_json(folder / "generation_config.json", {"pad_token_id": ids["eos_token"], **token_ids, **sampling})
+    if kind in ("gpt", "t5"):
+        write_json(
+            folder / "generation_config.json", {"pad_token_id": ids["eos_token"], **token_ids, **_writing(trained)}
+        )
     return token_ids
+
+
+def _writing(trained: Trained) -> dict[str, Any]:
+    """How a model writes unless it is told otherwise."""
+    if isinstance(trained.objective, SequenceToSequence):
+        return {"max_new_tokens": trained.objective.target_length}
+    return SAMPLING if trained.config.family == "gpt" else {}
 
 
 def write_json(path: Path, content: dict | list) -> None:

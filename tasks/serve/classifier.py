@@ -36,11 +36,11 @@ class Reading:
 class Classifier:
     def __init__(self, trained: Trained, batch_tokens: int):
         """`trained` has the head of a task. `batch_tokens` are read at once, padding included."""
-        assert trained.recipe is not None and trained.recipe.data.examples is not None
-        assert isinstance(trained.objective, Labelled | Regression)
-        self.trained, self.recipe, self.objective = trained, trained.recipe, trained.objective
+        recipe, objective = trained.examples_recipe, trained.objective
+        assert recipe is not None and recipe.data.examples is not None and isinstance(objective, Labelled | Regression)
+        self.trained, self.recipe, self.objective = trained, recipe, objective
         self.batch_tokens, self.longest = batch_tokens, self.recipe.data.row_length
-        self.fields = trained.recipe.data.examples
+        self.fields = recipe.data.examples
         self.device = next(trained.model.parameters()).device
         self._encode_whole = row_encoder(_with_rows(self.recipe, UNLIMITED, truncate=False), trained.tokenizer)
         self._encode_cut = row_encoder(_with_rows(self.recipe, self.longest, truncate=True), trained.tokenizer)
@@ -103,8 +103,7 @@ class Classifier:
 
 def classifies(trained: Trained) -> bool:
     """Whether it has labels, or predicts a number, and says how its examples were read."""
-    recipe = trained.recipe
-    return isinstance(trained.objective, HEADED) and recipe is not None and recipe.data.examples is not None
+    return isinstance(trained.objective, HEADED) and trained.examples_recipe is not None
 
 
 def _with_rows(recipe: RunConfig, length: int, truncate: bool) -> RunConfig:

@@ -38,8 +38,8 @@ async def answer(served: Served, queue: ReadingQueue | None, request: EmbeddingR
 
 def read(served: Served, embedder: Embedder, request: EmbeddingRequest) -> list[list[int]]:
     """The tokens of each input, special tokens included."""
-    if request.dimensions is not None and request.dimensions > embedder.width:
-        raise refuse(f"dimensions {request.dimensions} is more than the model's {embedder.width}", "dimensions")
+    if request.dimensions is not None and request.dimensions > embedder.dimensions:
+        raise refuse(f"dimensions {request.dimensions} is more than the model's {embedder.dimensions}", "dimensions")
     rows = []
     for where, item in read_items(served, request.input, "input"):
         row = embedder.framed(served.tokenizer.encode(item) if isinstance(item, str) else item)

@@ -40,7 +40,7 @@ class Service:
         return {
             "id": served.name, "object": "model", "created": self.started, "owned_by": "groundwork",
             "capabilities": served.abilities, "max_tokens": served.longest,
-            "dimensions": served.embedder.width if served.embedder else None,
+            "dimensions": served.embedder.dimensions if served.embedder else None,
             "labels": list(served.classifier.labels) if served.classifier else None,
             "judges": served.classifier.judges if served.classifier else None,
         }  # fmt: skip

@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
         (lambda config: transformers.BertModel(config, add_pooling_layer=False), BERT, "contrastive"),
         (transformers.BertForMaskedLM, BERT, "masked_lm"),
         (transformers.BertForPreTraining, BERT, "masked_lm"),
-        (transformers.BertForSequenceClassification, BERT, "contrastive"),
+        (transformers.BertForSequenceClassification, BERT, "classification"),
         (transformers.GPT2Model, GPT2, "causal_lm"),  # its head is the embedding
         (transformers.LlamaModel, LLAMA, "contrastive"),
         (transformers.LlamaForCausalLM, LLAMA, "causal_lm"),
@@ -97,9 +97,9 @@ def test_the_pooling_of_a_sentence_transformers_folder(settings, pooling, tmp_pa
             load_model(tmp_path, CPU)
         return
     trained = load_model(tmp_path, CPU)
-    assert trained.pooling == trained.objective.pooling == pooling and trained.max_tokens == 48
-    (tmp_path / "modules.json").write_text(json.dumps([*modules, {"path": "3_Dense", "type": "x.Dense"}]))
-    with pytest.raises(ConfigError, match="a Dense in 3_Dense is not supported"):
+    assert trained.layout.pooling == trained.objective.pooling == pooling and trained.max_tokens == 48
+    (tmp_path / "modules.json").write_text(json.dumps([*modules, {"path": "3_CNN", "type": "x.CNN"}]))
+    with pytest.raises(ConfigError, match="a CNN in 3_CNN is not supported"):
         load_model(tmp_path, CPU)
     (tmp_path / "config_sentence_transformers.json").write_text('{"default_prompt_name": "query"}')
     with pytest.raises(ConfigError, match=r"a default prompt \(query\) is not supported: put it before the texts"):

@@ -9,19 +9,23 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
 
-import tasks.checkpoints
-import tasks.export
 from config import CheckpointError, ConfigError
-from config.objective_schema import CausalLM, Contrastive, MaskedLM
+from config.objective_schema import CausalLM, Classification, Contrastive, MaskedLM, TokenClassification
 from data.tokenizer import Tokenizer, byte_tokenizer
 from data.vocabulary import train_tokenizer
-from tasks.checkpoints import Trained
-from tasks.export import export, gguf_file, onnx_graph
+from model import set_task_head
+from tasks.checkpoints import Trained, load_model
+from tasks.embedding import Embedder
+from tasks.export import gguf_file, onnx_graph
+from tasks.export.folder import export
+from tasks.sentence_layout import SentenceLayout
 from tests.conftest import ROOT
 from tests.model.tiny import tiny_config, tiny_model
 from tests.tasks.framed import framed_bytes
+from tests.tasks.hugging_face import edit
 
 TEXTS = ["a text", "another, longer text about something else", "x" * 300]
 ENCODERS = {
@@ -47,8 +51,10 @@ def use(monkeypatch):
 
     def use(config, objective, tokenizer=None, **facts) -> Trained:
         tokenizer = tokenizer or (framed_bytes() if config.family == "bert" else byte_tokenizer())
-        trained = Trained(tiny_model(config), tokenizer, config, objective, None, **facts)
-        monkeypatch.setattr(tasks.checkpoints, "load_model", lambda path, device: trained)
+        model = tiny_model(config)
+        set_task_head(model, objective)
+        trained = Trained(model.eval(), tokenizer, config, objective, None, **facts)
+        monkeypatch.setattr("tasks.export.folder.load_model", lambda path, device: trained)
         return trained
 
     return use
@@ -68,27 +74,33 @@ POOL = {"cls": lambda x_TD: x_TD[0], "mean": lambda x_TD: x_TD.mean(0), "last": 
 
 
 @pytest.mark.parametrize(
-    "config, objective, pooling, dimensions",
+    "config, objective, wishes",
     [
-        (ENCODERS["bert"], MaskedLM(), None, None),
-        (ENCODERS["bert"], MaskedLM(), "cls", 12),
-        (ENCODERS["modernbert"], Contrastive(pooling="mean"), None, None),
-        (DECODERS["qwen3"], CausalLM(), "last", None),
-        (DECODERS["gpt2"], CausalLM(), "mean", 20),
+        (ENCODERS["bert"], MaskedLM(), {}),
+        (ENCODERS["bert"], MaskedLM(), {"pooling": "cls", "dimensions": 12}),
+        (ENCODERS["bert"], Classification(labels=("a", "b")), {"pooling": "mean", "normalize": False}),
+        (ENCODERS["modernbert"], Contrastive(pooling="mean"), {}),
+        (DECODERS["qwen3"], CausalLM(), {"pooling": "last"}),
+        (DECODERS["gpt2"], CausalLM(), {"pooling": "mean", "dimensions": 20, "normalize": False}),
     ],
-    ids=["bert, default", "bert, cls", "modernbert, contrastive", "qwen3, last", "gpt2, mean"],
+    ids=["bert, default", "bert, cls", "bert, fine-tuned", "modernbert, contrastive", "qwen3, last", "gpt2, mean"],
 )
-def test_sentence_transformers_makes_the_same_vectors(config, objective, pooling, dimensions, use, tmp_path):
+def test_sentence_transformers_makes_the_same_vectors(config, objective, wishes, use, tmp_path):
+    """And the folder, read back, makes them too."""
     trained = use(config, objective)
-    export(tmp_path, tmp_path / "out", pooling=pooling, dimensions=dimensions)
+    pooling, dimensions, length_1 = (wishes.get(wish) for wish in ("pooling", "dimensions", "normalize"))
+    export(tmp_path, tmp_path / "out", **wishes)
     theirs = SentenceTransformer(str(tmp_path / "out"), device="cpu")
     assert theirs.max_seq_length == config.max_positions
-    expected = torch.stack([POOL[pooling or "mean"](states(trained, text)) for text in TEXTS])[:, :dimensions]
-    expected_ND = torch.nn.functional.normalize(expected, dim=1)
-    np.testing.assert_allclose(theirs.encode(TEXTS), expected_ND.numpy(), atol=2e-6)
+    expected_ND = torch.stack([POOL[pooling or "mean"](states(trained, text)) for text in TEXTS])[:, :dimensions]
+    if length_1 is None:
+        expected_ND = torch.nn.functional.normalize(expected_ND, dim=1)
+    np.testing.assert_allclose(theirs.encode(TEXTS), expected_ND.numpy(), atol=1e-6)
+    again = load_model(tmp_path / "out", torch.device("cpu"))
+    np.testing.assert_allclose(Embedder(again).encode(TEXTS).numpy(), expected_ND.numpy(), atol=1e-6)
+    assert again.layout == SentenceLayout(pooling or "mean", dimensions, length_1 is None)
     hf = json.loads((tmp_path / "out/config.json").read_text())
-    embeds = pooling is not None or isinstance(objective, Contrastive)
-    assert hf["architectures"][0].endswith("Model") == embeds
+    assert hf["architectures"][0].endswith("Model") == (bool(wishes) or isinstance(objective, Contrastive))
     # What vLLM and TEI read: switches of the pooling, and the types of the modules by their old names.
     switches = json.loads((tmp_path / "out/1_Pooling/config.json").read_text())
     assert [name for name, value in switches.items() if name.startswith("pooling_mode") and value] == [
@@ -96,8 +108,28 @@ def test_sentence_transformers_makes_the_same_vectors(config, objective, pooling
             pooling or "mean"
         ]
     ]
-    modules = json.loads((tmp_path / "out/modules.json").read_text())
-    assert modules[-1]["type"] == "sentence_transformers.models.Normalize"
+    modules = [module["type"] for module in json.loads((tmp_path / "out/modules.json").read_text())]
+    assert (modules[-1] == "sentence_transformers.models.Normalize") == (length_1 is None)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"weight": 2 * torch.eye(12, 32)}, {"weight": torch.eye(32)[20:]}, {"activation": "Tanh"}, {"order": True}],
+    ids=["scaled", "the last", "tanh", "after the length"],
+)
+def test_another_dense_layer_is_refused(change, use, tmp_path):
+    use(ENCODERS["bert"], MaskedLM())
+    out = tmp_path / "out"
+    export(tmp_path, out, pooling="cls", dimensions=12)
+    if "weight" in change:
+        save_file({"linear.weight": change["weight"].contiguous()}, out / "2_Dense/model.safetensors")
+    elif "activation" in change:
+        edit(out / "2_Dense/config.json", activation_function="torch.nn.modules.activation.Tanh")
+    else:
+        modules = json.loads((out / "modules.json").read_text())
+        (out / "modules.json").write_text(json.dumps([*modules[:2], modules[3], modules[2]]))
+    with pytest.raises(ConfigError, match="a Dense in 2_Dense is not supported, only"):
+        load_model(out, torch.device("cpu"))
 
 
 def test_a_decoder_that_only_writes_has_no_pooling(use, tmp_path):
@@ -116,32 +148,44 @@ def test_a_wrong_pooling_leaves_nothing(use, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ENCODERS)
-def test_onnxruntime_computes_the_same_states(name, use, tmp_path):
+@pytest.mark.parametrize(
+    "name, objective",
+    [
+        ("modernbert", MaskedLM()),
+        ("bert", Classification(labels=("a", "b", "c"))),
+        pytest.param("modernbert", TokenClassification(labels=("O", "B")), marks=pytest.mark.slow),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.name,
+)
+def test_onnxruntime_computes_the_same(name, objective, use, tmp_path):
+    """Token states, or the scores of a task."""
     import onnxruntime
 
-    trained = use(ENCODERS[name], MaskedLM())
+    trained = use(ENCODERS[name], objective)
     differences = export(tmp_path, tmp_path / "out", onnx=True)
-    assert differences["hidden states of ONNX"] <= 1e-4
+    assert differences["outputs of ONNX"] <= 1e-4
     session = onnxruntime.InferenceSession(tmp_path / "out" / onnx_graph.FILE)
     tokens_BT = torch.randint(320, (5, 17), generator=torch.Generator().manual_seed(3))
     inputs = {"input_ids": tokens_BT.numpy(), "attention_mask": torch.ones_like(tokens_BT).numpy()}
     if name == "bert":
         inputs["token_type_ids"] = torch.zeros_like(tokens_BT).numpy()
     with torch.no_grad():
-        expected_BTD = trained.model(tokens_BT).numpy()
-    np.testing.assert_allclose(session.run(["last_hidden_state"], inputs)[0], expected_BTD, atol=1e-4)
+        expected = trained.model(tokens_BT)
+        if objective.name != "masked_lm":
+            expected = trained.model.lm_head(expected if objective.name == "token_classification" else expected[:, 0])
+    output = "last_hidden_state" if objective.name == "masked_lm" else "logits"
+    np.testing.assert_allclose(session.run([output], inputs)[0], expected.numpy(), atol=1e-4)
 
 
 def test_a_wrong_graph_leaves_nothing(use, tmp_path, monkeypatch):
     use(ENCODERS["bert"], MaskedLM())
-    right = onnx_graph.States.forward
+    right = onnx_graph.Output.forward
 
     def forward(self, input_ids, attention_mask, token_type_ids=None):
         return right(self, input_ids, attention_mask, token_type_ids) * 1.001
 
-    monkeypatch.setattr(onnx_graph.States, "forward", forward)
-    with pytest.raises(CheckpointError, match=r"states of the ONNX graph differ by .* more than 0\.0001"):
+    monkeypatch.setattr(onnx_graph.Output, "forward", forward)
+    with pytest.raises(CheckpointError, match=r"outputs of the ONNX graph differ by .* more than 0\.0001"):
         export(tmp_path, tmp_path / "out", onnx=True)
     assert list(tmp_path.iterdir()) == []
 
@@ -250,7 +294,7 @@ def test_the_card_of_a_run(recipe, tmp_path):
     text = (out / "README.md").read_text()
     records = [json.loads(line) for line in (tmp_path / "runs/tiny/metrics.jsonl").read_text().splitlines()]
     measured = [record["validation_loss"] for record in records if "validation_loss" in record]
-    assert f"| validation loss | {measured[-1]:.4f} after step 4 |" in text and "| steps | 4 |" in text
+    assert f"| validation loss | {measured[-1]:.4f} |" in text and "| validated after step | 4 |" in text
     settings = text.split("```yaml\n")[1].split("```")[0]
     (tmp_path / "again.yaml").write_text(settings)
     assert load_recipe(str(tmp_path / "again.yaml")) == load_recipe(str(tmp_path / "runs/tiny/recipe.yaml"))
