@@ -72,6 +72,8 @@ def run(options: argparse.Namespace) -> int:
     from tasks.search.question import launcher_words, read_question
 
     question, launcher = read_question(options), launcher_words(options.launcher)
+    if options.report and not question.recipe.exists():
+        raise ConfigError(f"{question.folder} is no search yet: leave --report out to begin it")
     try:
         from tasks.search.report import report
         from tasks.search.slurm import submit

@@ -9,6 +9,7 @@ runs/NAME/
 
 import argparse
 import json
+import re
 import shlex
 import shutil
 import sys
@@ -61,6 +62,11 @@ class Question:
     @property
     def direction(self) -> Literal["minimize", "maximize"]:
         return "minimize" if self.metric == "validation_loss" else "maximize"
+
+    @property
+    def storage_shown(self) -> str:
+        """Without a password."""
+        return re.sub(r"(://[^:/@]+):[^@]*@", r"\1:***@", self.storage)
 
     @property
     def fixed(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What a search has found: a table, search.json, best.yaml; and which checkpoints are kept."""
 
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -50,12 +51,12 @@ def _row(trial: "FrozenTrial", trials: "list[FrozenTrial]") -> Row:
     return Row(
         origin(trial),
         attributes.get("outcome", trial.state.name.lower().replace("fail", "failed")),
-        trial.value,
+        trial.value if trial.value is not None and math.isfinite(trial.value) else None,
         dict(trial.params),
         attributes.get("steps", 0),
         sum(durations) / 60,
         attributes.get("own", False),
-        [(step, value) for step, value in sorted(trial.intermediate_values.items()) if value == value],
+        [(step, value) for step, value in sorted(trial.intermediate_values.items()) if math.isfinite(value)],
         attributes.get("message", ""),
     )
 

@@ -29,6 +29,8 @@ STALE_SECONDS = 120
 """Without a heartbeat for so long, a trial's worker is taken for dead."""
 BUSY_SECONDS = 60
 """How long SQLite waits for another worker."""
+DRIVERS = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary"}
+"""Packages of modules that SQLAlchemy looks for, where the names differ."""
 FIXED = "fixed"
 """Attribute of a study: Question.fixed."""
 
@@ -46,7 +48,7 @@ def open_study(question: Question) -> "Study":
     question.folder.mkdir(parents=True, exist_ok=True)
     with (question.folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # workers that start together make one study
-        return _find_or_make(question, _open_storage(question.storage))
+        return _find_or_make(question, _open_storage(question))
 
 
 def _find_or_make(question: Question, storage: "RDBStorage") -> "Study":
@@ -61,7 +63,7 @@ def _find_or_make(question: Question, storage: "RDBStorage") -> "Study":
     left = next(question.folder.glob("trial_*"), None)
     if left:
         raise ConfigError(
-            f"{left} belongs to a search that {question.storage} does not know: give this one another --name, or remove "
+            f"{left} belongs to a search that {question.storage_shown} does not know: give this one another --name, or remove "
             f"{question.folder}"
         )
     write_recipe(question)
@@ -71,10 +73,11 @@ def _find_or_make(question: Question, storage: "RDBStorage") -> "Study":
     return study
 
 
-def _open_storage(url: str) -> "RDBStorage":
+def _open_storage(question: Question) -> "RDBStorage":
     import sqlalchemy
     from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 
+    url, where = question.storage, f"--storage {question.storage_shown}"
     options: dict[str, Any] = {"connect_args": {"timeout": BUSY_SECONDS}} if url.startswith("sqlite") else {}
     try:
         return RDBStorage(
@@ -84,17 +87,16 @@ def _open_storage(url: str) -> "RDBStorage":
             grace_period=STALE_SECONDS,
             heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True),
         )
-    except ImportError:
+    except ImportError as error:
+        module = getattr(error.__cause__, "name", None) or "its driver"
         raise ConfigError(
-            f"--storage {url}: the driver of this database is not installed; for PostgreSQL: pip install psycopg2-binary"
+            f"{where}: needs {module}, which is not installed: pip install {DRIVERS.get(module, module)}"
         ) from None
     except sqlalchemy.exc.ArgumentError:
-        raise ConfigError(
-            f"--storage {url}: expected sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE"
-        ) from None
+        raise ConfigError(f"{where}: expected sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE") from None
     except (sqlalchemy.exc.SQLAlchemyError, RuntimeError) as error:
         reason = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
-        raise ConfigError(f"--storage {url}: {reason}") from None
+        raise ConfigError(f"{where}: {reason}") from None
 
 
 def _enqueue_first(question: Question, study: "Study") -> None:

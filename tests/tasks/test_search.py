@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 
+import tasks.search.study
 from config import load_recipe
 from tasks.__main__ import main
 from tests.conftest import ROOT, environment, metrics
 
-pytest.importorskip("optuna")
+optuna = pytest.importorskip("optuna")
+from optuna.distributions import FloatDistribution  # noqa: E402
+
 LAUNCHER = f"{sys.executable} {Path(__file__).with_name('stand_in_training.py')}"
 STEPS = ("schedule.steps=90", "validation.every_steps=10")
 LR = "optimizer.lr=log:1e-3:1e2"
@@ -73,6 +76,12 @@ def test_it_finds_the_best_rate_and_says_so(recipe, folder, capsys):
     assert set(result["importance"]) == {"optimizer.lr", "model.num_heads"}
     kept = [path.parent.name for path in folder.glob("trial_*/checkpoints")]
     assert kept == [f"trial_{best['number']:04d}"]
+
+    page = (folder / "search.html").read_text()
+    assert page.count('<circle class="dot') == 4 * len(complete), "history, curves and two slices"
+    assert page.count('<circle class="dot best"') == 4 and page.count("<rect") == 2
+    assert "http" not in page and "src=" not in page, "it needs nothing else"
+    assert (folder / "importance.png").read_bytes()[:4] == b"\x89PNG"
 
     recipe_of_best = load_recipe(str(folder / "best.yaml"))
     assert recipe_of_best.optimizer.lr == pytest.approx(best["params"]["optimizer.lr"], rel=1e-5)
@@ -179,6 +188,7 @@ def test_two_searches_at_once_are_two_workers_of_one(recipe, folder):
         (["--storage", "postgres"], "expected sqlite:///FILE or postgresql://"),
         (["--storage", "sqlite:////no/where/search.db"], "unable to open database file"),
         (["--jobs", "3"], "--jobs 3 trains more at a time than there are GPUs (2)"),
+        (["--report"], "tiny-search is no search yet"),
         (["optimizer.lrr=1"], "unknown setting; did you mean lr?"),
     ],
 )
@@ -202,3 +212,22 @@ def test_a_search_whose_trials_all_fail_ends(recipe, capsys):
     assert (
         "3 trials have failed and none has trained" in (error := capsys.readouterr().err) and "no corpus here" in error
     )
+
+
+def test_a_trial_whose_worker_died_on_another_host_is_taken_back(recipe, folder, monkeypatch):
+    """It is known by its heartbeat alone, which has stopped."""
+    monkeypatch.setattr(tasks.search.study, "STALE_SECONDS", 1)
+    assert main(command(recipe, "--trials", "1")) == 0
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.load_study(study_name="tiny-search", storage=f"sqlite:///{folder}/search.db")
+    lost = study.ask({"optimizer.lr": FloatDistribution(1e-3, 1e2, log=True)})
+    lost.report(0.5, 10)
+    lost.set_user_attr("worker", {"host": "elsewhere", "pid": 1, "started": 0.0})
+    study._storage._backend.record_heartbeat(lost._trial_id)
+    assert main(command(recipe, "--trials", "2")) == 0
+    assert found(folder)["trials"][1]["state"] == "running", "its heart may still beat"
+    time.sleep(2.1)
+    assert main(command(recipe, "--trials", "2", "--pruner", "none")) == 0
+    taken_back = found(folder)["trials"][1]
+    assert taken_back["number"] == lost.number and taken_back["params"] == lost.params
+    assert taken_back["state"] in ("complete", "diverged") and taken_back["curve"][0] == [10, 0.5]
