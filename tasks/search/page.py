@@ -61,8 +61,10 @@ class Plot:
     paths: list[Path]
 
 
-def search_page(question: Question, found: Sequence[Row], best: int | None, importance: dict[str, float]) -> str:
-    """The HTML text. Raises ModuleNotFoundError without jinja2."""
+def search_page(
+    question: Question, found: Sequence[Row], best: int | None, importance: dict[str, float], basis: str
+) -> str:
+    """The HTML text; `basis` says which trials the importance is of. Raises ModuleNotFoundError without jinja2."""
     valued = [row for row in found if row.value is not None]
     plots = []
     if valued:
@@ -74,6 +76,7 @@ def search_page(question: Question, found: Sequence[Row], best: int | None, impo
         rows=ranked(question, found),
         best=best,
         importance=importance,
+        basis=basis,
         plots=plots,
         text=shown,
     )
@@ -87,6 +90,7 @@ def _history(question: Question, rows: Sequence[Row], best: int | None) -> Plot:
         if row.state == "complete" and row.value is not None:
             before = [value for _, value in so_far[-1:]]
             so_far += [(row.number, value) for value in (*before, question.better([row.value, *before]))]
+    so_far += [(x.high, value) for _, value in so_far[-1:]]
     line = Path("best", [(x.place(a), _inside(y, b)) for a, b in so_far])
     dots = [_dot(row, x.place(row.number), y, best) for row in rows]
     return Plot("Trials and the best so far", "trial", _metric(question), x, y, dots, [line] if so_far else [])

@@ -120,7 +120,8 @@ def share_of_machine(place: int, jobs: int, environ: Mapping[str, str]) -> dict[
     each = len(gpus) // jobs
     if not each:
         raise ConfigError(
-            f"--jobs {jobs} trains more at a time than there are GPUs ({len(gpus)}): give at most {len(gpus)}"
+            f"--jobs {jobs} trains more at a time than there are GPUs ({len(gpus)}): give at most {len(gpus)}, or start the "
+            "same command several times, each with its own CUDA_VISIBLE_DEVICES"
         )
     return {**environ, "CUDA_VISIBLE_DEVICES": ",".join(gpus[place * each : (place + 1) * each])}
 

@@ -7,7 +7,7 @@ from config.load import display_path
 from data.files import write_atomically
 from tasks.search.page import search_page
 from tasks.search.question import Question
-from tasks.search.results import best, importance, rows, table, write_best, write_json
+from tasks.search.results import best, comparable, importance, rows, table, write_best, write_json
 from tasks.search.study import origin
 
 if TYPE_CHECKING:
@@ -16,21 +16,24 @@ if TYPE_CHECKING:
 
 def report(question: Question, study: "Study") -> str:
     """Write everything, also in the middle of a search. Returns what the screen shows."""
-    found, winner, shares = rows(study), best(study), importance(study)
+    found, winner = rows(study), best(study)
+    basis, judged = comparable(study)
+    shares = importance(judged)
     number = None if winner is None else origin(winner)
     write_json(question, found, number, shares)
     page = question.folder / "search.html"
-    write_atomically(page, search_page(question, found, number, shares))
+    write_atomically(page, search_page(question, found, number, shares, basis))
     lines = [f"\n{table(question, found)}\n"]
-    if shares:
-        _plot_importance(question, study)
-        lines.append("importance    " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()))
+    if judged is not None:
+        _plot_importance(question, judged)
+        words = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+        lines.append(f"importance    {words} (of {basis})")
     if winner is not None:
         lines.append(write_best(question, winner, len(found)))
     return "\n".join([*lines, f"report        {display_path(page)}"])
 
 
-def _plot_importance(question: Question, study: "Study") -> None:
+def _plot_importance(question: Question, judged: "Study") -> None:
     """importance.png, as Optuna draws it."""
     import matplotlib
 
@@ -39,7 +42,7 @@ def _plot_importance(question: Question, study: "Study") -> None:
     from optuna.importance import FanovaImportanceEvaluator
     from optuna.visualization.matplotlib import plot_param_importances
 
-    plot_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
+    plot_param_importances(judged, evaluator=FanovaImportanceEvaluator(seed=0))
     temporary = question.folder / f".importance.{os.getpid()}.png"
     pyplot.savefig(temporary, dpi=150, bbox_inches="tight")
     pyplot.close()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 LEAST_FOR_IMPORTANCE = 4
-"""Complete trials; of fewer, nobody can tell what mattered."""
+"""Trials; from fewer nobody can tell what mattered."""
 
 
 @dataclass(frozen=True)
@@ -68,16 +68,35 @@ def best(study: "Study") -> "FrozenTrial | None":
     return study.best_trial if done else None
 
 
-def importance(study: "Study") -> dict[str, float]:
-    """Share of each setting in the variance of the complete trials' values, by fANOVA (Hutter et al., ICML 2014); empty if
-    there are too few of them."""
-    from optuna.importance import FanovaImportanceEvaluator, get_param_importances
-    from optuna.trial import TrialState
+def comparable(study: "Study") -> "tuple[str, Study | None]":
+    """The complete trials; if there are too few, all trials by their first validation: in words and as a study of its own.
+    None if nobody could tell from them what mattered."""
+    import optuna
 
-    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if len(done) < LEAST_FOR_IMPORTANCE or len({trial.value for trial in done}) < 2:
-        return {}
-    return get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
+    trials = [trial for trial in known_trials(study) if trial.intermediate_values]
+    values = {t.number: t.value for t in trials if t.state == optuna.trial.TrialState.COMPLETE}
+    basis = f"{len(values)} complete trials"
+    if len(values) < LEAST_FOR_IMPORTANCE and trials:
+        step = min(min(trial.intermediate_values) for trial in trials)
+        early = {trial.number: trial.intermediate_values.get(step, math.nan) for trial in trials}
+        values = {number: value for number, value in early.items() if math.isfinite(value)}
+        basis = f"{len(values)} trials after {step:,} steps"
+    if len(values) < LEAST_FOR_IMPORTANCE or len(set(values.values())) < 2:
+        return basis, None
+    judged = optuna.create_study(direction=study.direction)
+    judged.add_trials(
+        optuna.create_trial(params=trial.params, distributions=trial.distributions, value=values[trial.number])
+        for trial in trials
+        if trial.number in values
+    )
+    return basis, judged
+
+
+def importance(judged: "Study | None") -> dict[str, float]:
+    """Share of each setting in the variance of the values, by fANOVA (Hutter et al., ICML 2014)."""
+    from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+
+    return get_param_importances(judged, evaluator=FanovaImportanceEvaluator(seed=0)) if judged else {}
 
 
 def table(question: Question, found: list[Row]) -> str:

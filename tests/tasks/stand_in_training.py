@@ -40,7 +40,8 @@ with (run / "metrics.jsonl").open("a") as metrics:
             leave(3)
         record = {"step": step, "loss": 1.0}
         if step % every == 0:
-            record["validation_loss"] = (math.log10(lr) + 2) ** 2 + 10 / step
+            loss = (math.log10(lr) + 2) ** 2 + 10 / step
+            record |= {"validation_loss": loss, "validation_accuracy": 1 / (1 + loss)}
         print(json.dumps(record), file=metrics, flush=True)
         if step % 30 == 0 or stopping:
             latest.write_text(str(step))

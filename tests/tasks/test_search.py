@@ -129,6 +129,29 @@ def test_bad_trials_are_stopped_early(recipe, folder, monkeypatch):
         assert int(saved.read_text()) == steps, "SIGTERM lets it save"
 
 
+def test_the_recipes_own_metric_is_made_large(tmp_path):
+    recipe = tmp_path / "labels.yaml"
+    recipe.write_text(f"""
+run: {{folder: {tmp_path}/runs}}
+data: {{examples: {{train: train.jsonl, valid: valid.jsonl, tokenizer: tokenizer.json}}, row_length: 32}}
+model: {{family: bert, vocab_size: 512, num_layers: 2, hidden_size: 32, num_heads: 4, max_positions: 64}}
+objective: {{name: classification, labels: [bad, good]}}
+batch: {{global_batch_size: 8, micro_batch_size: 2}}
+optimizer: {{lr: 1e-3}}
+validation: {{metric: accuracy}}
+""")
+    words = ["--sampler", "grid", "--pruner", "none", "--value", "last"]
+    assert (
+        main(["search", str(recipe), *STEPS, *words, "--launcher", LAUNCHER, "--space", "optimizer.lr=1e-1,1e-2,1e-3"])
+        == 0
+    )
+    result = found(tmp_path / "runs/labels-search")
+    values = {trial["params"]["optimizer.lr"]: trial["value"] for trial in result["trials"]}
+    assert result["direction"] == "maximize" and result["metric"] == "validation_accuracy"
+    assert values["1e-2"] == max(values.values()) == pytest.approx(1 / (1 + 10 / 90))
+    assert result["trials"][result["best"]]["params"] == {"optimizer.lr": "1e-2"}
+
+
 def starts(folder: Path, number: int) -> list[int]:
     """Steps after which the training of a trial was started."""
     log = folder / f"trial_{number:04d}.log"
