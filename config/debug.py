@@ -38,8 +38,9 @@ def patient(config: RunConfig) -> RunConfig:
 
 
 def debug_recipe(recipe: str, overrides: list[str], terminal: int, environ: Mapping[str, str]) -> RunConfig:
-    """A recipe shrunk to two blocks, short rows and a few eager fp32 steps; its architecture stays. Overrides of the
-    command line win over what is shrunk.
+    """A recipe shrunk to two blocks, short rows and a few eager fp32 steps; its architecture stays. A model that starts from
+    another one's weights, and the rows of labelled examples, keep their size. Overrides of the command line win over what
+    is shrunk.
 
     Raises ConfigError as loading a recipe does.
     """
@@ -55,11 +56,14 @@ def debug_recipe(recipe: str, overrides: list[str], terminal: int, environ: Mapp
 
 
 def debug_settings(config: RunConfig, terminal: int, ranks: int) -> dict[str, dict[str, Any]]:
-    steps = config.schedule.steps
+    steps, rows_are_given = config.schedule.steps, config.data.examples or config.data.pairs
     return {
         "run": {"resume": "replace"},
-        "data": {"row_length": min(config.data.row_length, 64), "prefetch_steps": 0},
-        "model": _small_shape(config.model),
+        "data": {
+            "row_length": config.data.row_length if rows_are_given else min(config.data.row_length, 64),
+            "prefetch_steps": 0,
+        },
+        "model": {} if config.run.start_from else _small_shape(config.model),
         "batch": {"global_batch_size": 4 * ranks, "micro_batch_size": 2, "ramp": []},
         "schedule": {"warmup_steps": min(2, steps)},
         "engine": {

@@ -108,6 +108,14 @@ def _check_examples(config: "RunConfig") -> None:
         raise ValueError("data.examples.valid is needed to validate: give a file, or set validation.every_steps to 0")
     if data.examples.pair and not isinstance(objective, Regression) and objective.name != "classification":
         raise ValueError(f"data.examples.pair: objective.name {objective.name} reads one text: leave it out")
+    if data.examples.messages and objective.name != "instruction":
+        raise ValueError(
+            f"data.examples.messages: objective.name {objective.name} learns no conversations: leave it out"
+        )
+    if data.examples.chat_template and not data.examples.messages:
+        raise ValueError("data.examples.chat_template is for conversations: name their field in data.examples.messages")
+    if data.examples.tags != "iob2" and objective.name != "token_classification":
+        raise ValueError(f"data.examples.tags: objective.name {objective.name} learns no tags of words: leave it out")
     if config.validation.metric not in (known := METRICS.get(objective.name, ("loss",))):
         raise ValueError(f"validation.metric {config.validation.metric} is none of {', '.join(known)}")
     if config.engine.sequence_parallel > 1:

@@ -21,6 +21,15 @@ class ExamplesSection(Section):
     """Field of a second text to classify or rate together with the first."""
     label: str = "label"
     """Field of what shall be predicted: a label, a number, a list of tags, or the text to write."""
+    messages: str = ""
+    """Field of a conversation, a list of {role: system | user | assistant, content: text}, in place of `text` and `label`
+    under instruction: all that the assistant says is learned."""
+    chat_template: str = ""
+    """Jinja template that makes a conversation a text. `python -m tasks finetune` takes the model's own. Default: that of
+    data/chat.py, User: … and Assistant: … in paragraphs."""
+    tags: Literal["iob2", "iob1"] = "iob2"
+    """How entities are tagged under token_classification: iob2: B- begins each, iob1: I- does, and B- only where one follows
+    another of its type; these are learned as IOB2."""
     tokenizer: str = ""
     """tokenizer.json, or a folder that has one. Default: that of run.start_from."""
     truncate: bool = False

@@ -2,9 +2,10 @@
 
 import csv
 import json
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import xxhash
 
@@ -16,6 +17,10 @@ Record = tuple[str, dict[str, Any]]
 WORDS, TAGS = "text", "label"
 """Fields of a CoNLL sentence."""
 DOCUMENT = "-DOCSTART-"
+UTF8 = "utf-8-sig"
+"""With or without a byte order mark."""
+LONGEST_FIELD = 2**31 - 1
+"""Bytes of a field of .csv and .tsv."""
 
 
 def read_records(path: str) -> Iterator[Record]:
@@ -24,7 +29,10 @@ def read_records(path: str) -> Iterator[Record]:
     if source.is_dir():
         return _read_folder(source)
     if not source.is_file():
-        raise DataError(f"{path}: no such file of examples")
+        raise DataError(
+            f"{path}: no such file of examples; one of a hub becomes a folder by datasets.load_dataset(NAME, split=...)"
+            ".save_to_disk(FOLDER)"
+        )
     if source.suffix not in READERS:
         raise DataError(
             f"{path}: examples are read from {', '.join(READERS)} files and folders that `datasets` saved, not from "
@@ -58,20 +66,40 @@ def _read_jsonl(path: Path) -> Iterator[Record]:
         yield f"{path}:{number}", record
 
 
-def _read_table(path: Path, delimiter: str) -> Iterator[Record]:
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.reader(
-            file, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
-        )
-        names = next(reader, [])
-        for row in reader:
-            if len(row) not in (0, len(names)):
-                raise DataError(
-                    f"{path}:{reader.line_num}: {len(row)} columns, but the header has {len(names)} ({', '.join(names)}): "
-                    "mend the line"
-                )
-            if row:
-                yield f"{path}:{reader.line_num}", dict(zip(names, row, strict=True))
+def _read_table(path: Path, delimiter: str, quoting: Literal[0, 3] = csv.QUOTE_MINIMAL) -> Iterator[Record]:
+    with path.open(encoding=UTF8, newline="") as file:
+        csv.field_size_limit(LONGEST_FIELD)
+        reader = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)
+        first = 1
+        try:
+            names = next(reader, [])
+            if len(set(names)) < len(names):
+                raise DataError(f"{path}:1: the header names a column twice: {', '.join(names)}")
+            first = reader.line_num + 1
+            for row in reader:
+                if len(row) not in (0, len(names)):
+                    raise DataError(
+                        f"{path}:{first}: {len(row)} columns, but the header has {len(names)} ({', '.join(names)}): "
+                        "mend the line"
+                    )
+                if row:
+                    yield f"{path}:{first}", dict(zip(names, row, strict=True))
+                first = reader.line_num + 1
+        except csv.Error as error:
+            raise DataError(
+                f"{path}:{first}: {error}: quotes within a quoted field are doubled; mend the line"
+            ) from None
+        except UnicodeDecodeError as error:
+            raise not_utf8(path, error) from None
+
+
+def _read_tsv(path: Path) -> Iterator[Record]:
+    """Quotes are ordinary characters, unless the whole file is right with quotes as CSV has them."""
+    try:
+        deque(_read_table(path, "\t"), maxlen=0)
+    except DataError:
+        return _read_table(path, "\t", csv.QUOTE_NONE)
+    return _read_table(path, "\t")
 
 
 def _read_conll(path: Path) -> Iterator[Record]:
@@ -120,22 +148,28 @@ def _read_folder(path: Path) -> Iterator[Record]:
 def _named(value: Any, names: list[str] | None) -> Any:
     if names is None:
         return value
-    return [names[number] for number in value] if isinstance(value, list) else names[value]
+    if isinstance(value, list):
+        return [_named(one, names) for one in value]
+    return None if value is None or value < 0 else names[value]  # -1 is what `datasets` has where there is no label
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding=UTF8) as file:
         try:
             for number, line in enumerate(file, start=1):
                 yield number, line.rstrip("\n")
         except UnicodeDecodeError as error:
-            raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+            raise not_utf8(path, error) from None
+
+
+def not_utf8(path: Path, error: UnicodeDecodeError) -> DataError:
+    return DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8")
 
 
 READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
     ".jsonl": _read_jsonl,
     ".csv": lambda path: _read_table(path, ","),
-    ".tsv": lambda path: _read_table(path, "\t"),
+    ".tsv": _read_tsv,
     ".conll": _read_conll,
     ".iob2": _read_conll,
     ".bio": _read_conll,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 from config import DataError
@@ -16,8 +17,10 @@ from config.supervised_schema import (
     TokenClassification,
 )
 from data.batch import IGNORE
+from data.chat import TEMPLATE, compile_template, turns
 from data.example_files import Record
 from data.specials import BERT, T5
+from data.tags import iob2
 from data.tokenizer import Tokenizer
 
 MARKERS = ("[E1]", "[/E1]", "[E2]", "[/E2]")
@@ -56,16 +59,20 @@ def row_encoder(config: RunConfig, tokenizer: Tokenizer) -> Encode:
         return encoder.related
     if isinstance(objective, SequenceToSequence):
         return encoder.translated
-    return encoder.answered if isinstance(objective, Instruction) else encoder.labelled
+    if isinstance(objective, Instruction):
+        return encoder.conversed if encoder.fields.messages else encoder.answered
+    return encoder.labelled
 
 
 class RowEncoder:
     def __init__(self, config: RunConfig, tokenizer: Tokenizer):
         assert config.data.examples is not None
         self.fields, self.objective, self.tokenizer = config.data.examples, config.objective, tokenizer
-        self.length = config.data.row_length
+        self.length, self.most = config.data.row_length, config.model.max_positions
         self.bert = config.model.family == "bert"
         self.begin, self.end = [], [tokenizer.eod_id]
+        if self.fields.messages:
+            self.render = compile_template(self.fields.chat_template or TEMPLATE, tokenizer.eod_token)
         if self.bert:
             _, cls_id, sep_id, _ = tokenizer.ids_of(BERT)
             self.begin, self.end = [cls_id], [sep_id]
@@ -91,17 +98,21 @@ class RowEncoder:
                 "[E1]Ada[/E1] met [E2]Charles[/E2]"
             )
         ids = self.tokenizer.encode_with(text, MARKERS)
-        self._fit(record, [ids], self.length - 2, cut=False)
+        markers = self.tokenizer.ids_of(MARKERS)
+        self._fit(record, [ids], self.length - len(self.begin) - len(self.end))
+        if not set(markers) <= set(ids):
+            raise DataError(
+                f"{record[0]}: an entity lies beyond the first {len(ids):,} tokens: cut the text's beginning off"
+            )
         ids = self.begin + ids + self.end
         labels: list[int] = [IGNORE] * len(ids)
-        labels[ids.index(self.tokenizer.ids_of(MARKERS)[0])] = self._label(
-            record, self._value(record, self.fields.label)
-        )
+        labels[ids.index(markers[0])] = self._label(record, value_of(record, self.fields.label))
         return Row(ids, labels)
 
     def tagged(self, record: Record) -> Row:
         """The words of a sentence, each with its tag at the first of its tokens."""
-        where, (words, tags) = record[0], (self._value(record, f) for f in (self.fields.text, self.fields.label))
+        where, words = record[0], value_of(record, self.fields.text)
+        tags = iob2(where, value_of(record, self.fields.label), self.fields.tags)
         if not isinstance(words, list) or not isinstance(tags, list) or len(words) != len(tags):
             counts = [
                 f"{len(v)} {n}" if isinstance(v, list) else f"no list of {n}"
@@ -135,16 +146,27 @@ class RowEncoder:
         self._fit(record, [prompt, answer], self.length + 1)
         return Row(prompt + answer, [IGNORE] * len(prompt) + answer)
 
-    def _fit(
-        self, record: Record, texts: list[list[int]], room: int, setting: str = "data.row_length", cut: bool = True
-    ) -> None:
+    def conversed(self, record: Record) -> Row:
+        """A conversation, of which the assistant's words are learned."""
+        ids: list[int] = []
+        labels: list[int] = []
+        for text, learned in turns(record[0], value_of(record, self.fields.messages), self.render):
+            tokens = self.tokenizer.encode_with(text, self.tokenizer.special_names)
+            ids += tokens
+            labels += tokens if learned else [IGNORE] * len(tokens)
+        self._fit(record, [ids], self.length + 1)
+        return Row(ids, labels[: len(ids)])
+
+    def _fit(self, record: Record, texts: list[list[int]], room: int, setting: str = "data.row_length") -> None:
         """Shorten the longest of the texts until they fit. Raises DataError if they are not to be cut."""
-        if sum(map(len, texts)) <= room:
-            return
-        if not (self.fields.truncate and cut):
-            advice = ", or set data.examples.truncate=true to cut such texts off" if cut else ""
+        excess = sum(map(len, texts)) - room
+        if excess > 0 and not self.fields.truncate:
+            limit = self.objective.target_length if isinstance(self.objective, SequenceToSequence) else 0
+            limit = limit if setting == "objective.target_length" else self.length
+            advice = f"raise it (the model reads up to {self.most:,}), or " if limit < self.most else ""
             raise DataError(
-                f"{record[0]}: {sum(map(len, texts)):,} tokens of text, but {setting} leaves room for {room:,}: raise it{advice}"
+                f"{record[0]}: {room + excess:,} tokens of text, but {setting} {limit:,} leaves room for {room:,}: {advice}"
+                "set data.examples.truncate=true to cut such texts off"
             )
         while (excess := sum(map(len, texts)) - room) > 0:
             longest = max(texts, key=len)
@@ -152,16 +174,12 @@ class RowEncoder:
             del longest[len(longest) - min(excess, max(len(longest) - other, 1)) :]
 
     def _target(self, record: Record) -> int | float:
-        value = self._value(record, self.fields.label)
-        if not isinstance(self.objective, Regression):
-            return self._label(record, value)
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            raise DataError(f"{record[0]}: {self.fields.label} is {value!r}, not a number") from None
-        if number == IGNORE or number != number:
-            raise DataError(f"{record[0]}: {self.fields.label} is {number:g}, which cannot be learned: leave it out")
-        return number
+        name = self.fields.label
+        return (
+            number_of(record, name)
+            if isinstance(self.objective, Regression)
+            else self._label(record, value_of(record, name))
+        )
 
     def _label(self, record: Record, value: Any) -> int:
         assert isinstance(self.objective, Labelled)
@@ -175,19 +193,38 @@ class RowEncoder:
             ) from None
 
     def _text(self, record: Record, name: str) -> str:
-        value = self._value(record, name)
+        value = value_of(record, name)
         if not isinstance(value, str):
             raise DataError(f"{record[0]}: {name} is {type(value).__name__}, not text")
         return value
 
-    def _value(self, record: Record, name: str) -> Any:
-        where, fields = record
-        if fields.get(name) is None:
-            raise DataError(
-                f"{where}: has no field {name!r}, only {', '.join(fields)}: set data.examples.text, .pair and .label to the "
-                "names of the fields"
-            )
-        return fields[name]
+
+def value_of(record: Record, name: str) -> Any:
+    """A field of an example. Raises DataError if it is not there or empty."""
+    where, fields = record
+    if name not in fields:
+        raise DataError(
+            f"{where}: has no field {name!r}, only {', '.join(fields)}: set data.examples.text, .pair and .label to the "
+            "names of the fields (--text, --pair, --label)"
+        )
+    value = fields[name]
+    if value is None or value == [] or (isinstance(value, str) and not value.strip()):
+        raise DataError(f"{where}: {name} is empty: fill it in, or leave the example out")
+    return value
+
+
+def number_of(record: Record, name: str) -> float:
+    """A field that holds a number. Raises DataError for anything else."""
+    value = value_of(record, name)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise DataError(
+            f"{record[0]}: {name} is {value!r}, not a number, which regression learns: mend the line"
+        ) from None
+    if number == IGNORE or not isfinite(number):
+        raise DataError(f"{record[0]}: {name} is {number:g}, which cannot be learned: leave the example out")
+    return number
 
 
 def first_tokens(words: list[str], spans: list[tuple[int, int]]) -> list[int | None]:

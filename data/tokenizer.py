@@ -75,6 +75,11 @@ class Tokenizer:
             lengths_V[number] = 0 if token.special else len(token.content.encode())
         return lengths_V
 
+    @cached_property
+    def special_names(self) -> tuple[str, ...]:
+        """Names of all special tokens."""
+        return tuple(token["content"] for token in json.loads(self.spec)["added_tokens"] if token["special"])
+
     def ids_of(self, names: Sequence[str]) -> list[int]:
         """Ids of tokens by name. All must be in the vocabulary."""
         vocab = self._model.get_vocab(with_added_tokens=True)

@@ -164,7 +164,11 @@ def _read_tensors(folder: Path) -> StateDict:
     tensors: StateDict = {}
     for file in files:
         if not (folder / file).is_file():
-            raise CheckpointError(f"{folder}: {file} is missing; only safetensors files are read")
+            pickled = ", ".join(path.name for path in sorted(folder.glob("*.bin")))
+            advice = f", and {pickled} may run any code: transformers' from_pretrained and save_pretrained rewrite it"
+            raise CheckpointError(
+                f"{folder}: {file} is missing; only safetensors files are read{advice if pickled else ''}"
+            )
         tensors.update(load_file(folder / file))
     return tensors
 

@@ -8,7 +8,8 @@ from pydantic import TypeAdapter
 
 from config import CheckpointError, ConfigError, RunConfig, TransformerConfig, load_recipe
 from config.objective_schema import OBJECTIVES, Contrastive, ObjectiveConfig
-from config.supervised_schema import HEADED
+from config.supervised_schema import HEADED, Instruction
+from data.chat import PROMPTS, TEMPLATE
 from data.tokenizer import Tokenizer
 from engine.checkpoint import find_checkpoint
 from engine.objective import TEMPERATURE
@@ -44,6 +45,15 @@ class Trained:
         """The recipe that says how labelled examples are read, if the model learned from any."""
         recipe = self.recipe or self.exported_recipe
         return recipe if recipe and recipe.data.examples else None
+
+    @property
+    def chat_template(self) -> str | None:
+        """How a decoder read the conversations, or the prompts and answers, that it learned from; None if there were none."""
+        recipe = self.examples_recipe
+        if recipe is None or not isinstance(self.objective, Instruction):
+            return None
+        assert recipe.data.examples is not None
+        return (recipe.data.examples.chat_template or TEMPLATE) if recipe.data.examples.messages else PROMPTS
 
 
 def load_model(path: Path, device: torch.device) -> Trained:

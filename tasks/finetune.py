@@ -2,8 +2,11 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 TASKS = ("classification", "regression", "token_classification", "relation", "seq2seq", "instruction")
+
+TRAIN = Path(__file__).parents[1] / "train.py"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,9 +17,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--train", required=True, help="examples to learn from: .jsonl, .csv, .tsv, CoNLL or `datasets`"
     )
     parser.add_argument("--valid", required=True, help="examples to validate on")
-    parser.add_argument("--text", default="text", help="field of the text, the prompt or the source (default text)")
+    parser.add_argument(
+        "--text",
+        default="text",
+        help="field of the text, the prompt or the source (default text); conversations in `messages` are found",
+    )
     parser.add_argument("--pair", default="", help="field of the second text of a pair")
     parser.add_argument("--label", default="label", help="field of the label, or of the text to write (default label)")
+    parser.add_argument(
+        "--tags",
+        choices=("iob2", "iob1"),
+        default="iob2",
+        help="how entities are tagged; iob1 is learned as iob2 (default)",
+    )
     parser.add_argument("--epochs", type=int, default=3, help="times that every example is learned from (default 3)")
     parser.add_argument("--balanced", action="store_true", help="weigh labels by how rare they are")
     parser.add_argument("--recipe", type=Path, help="file to write (default TASK-MODEL.yaml)")
@@ -24,30 +37,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    import os
+    import runpy
     import sys
+
+    import yaml
 
     from config import ConfigError
     from config.load import load_recipe, merged_recipe
     from data.files import write_atomically
-    from tasks.finetune_recipe import make_recipe
+    from tasks.finetune_recipe import draft, fit
 
     if options.epochs < 1:
         raise ConfigError(f"--epochs {options.epochs}: every example has to be learned from at least once")
     path = options.recipe or Path(f"{options.task}-{options.model.resolve().name}.yaml")
-    draft = path.with_suffix(".draft.yaml")
+    drafted = path.with_suffix(".draft.yaml")
+
+    def write(sections: dict[str, Any]) -> None:
+        write_atomically(drafted, yaml.safe_dump(sections, sort_keys=False, allow_unicode=True, width=120))
+
     try:
-        write_atomically(draft, make_recipe(options))
-        text = f"# {options.task} from {options.model}\n{merged_recipe(str(draft), options.overrides)}"
+        sections = draft(options)
+        write(sections)
+        write(fit(sections, load_recipe(str(drafted), options.overrides), options.epochs))
+        text = f"# {options.task} from {options.model}\n{merged_recipe(str(drafted), options.overrides)}"
     finally:
-        draft.unlink(missing_ok=True)
+        drafted.unlink(missing_ok=True)
     keep_or_write(path, text)
     load_recipe(str(path))
     print(f"{path} is written; deepspeed train.py {path} trains it again, also after changes", flush=True)
     if options.write_only:
         return 0
-    # In place of this process: Ctrl-C lets the training finish its step and save.
-    os.execv(sys.executable, [sys.executable, str(Path(__file__).parents[1] / "train.py"), str(path)])
+    sys.argv = [str(TRAIN), str(path)]
+    # As `python train.py` does, Ctrl-C included, without importing torch once more.
+    runpy.run_path(sys.argv[0], run_name="__main__")
+    raise AssertionError("train.py ends the process")
 
 
 def keep_or_write(path: Path, text: str) -> None:

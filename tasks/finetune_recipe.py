@@ -2,56 +2,96 @@
 
 import argparse
 from collections import Counter
+from pathlib import Path
+from statistics import fmean, pstdev
 from typing import Any
 
-import yaml
+import numpy as np
 
-from config import ConfigError, TransformerConfig
+from config import ConfigError, DataError, RunConfig, TransformerConfig, load_recipe
 from config.objective_check import METRICS
 from config.objective_schema import OBJECTIVES
+from config.supervised_schema import Instruction, SequenceToSequence
+from data.chat import find_template
 from data.example_files import Record, read_records
-from data.example_rows import MARKERS, label_name
+from data.example_rows import MARKERS, label_name, number_of, row_encoder, value_of
+from data.example_table import pack
+from data.examples import examples_tokenizer
+from data.labelled import GRANULE
 from data.source import read_tokenizer
 from data.specials import BERT, T5
-from engine.start_from import open_source
+from data.tags import iob2
+from engine.start_from import Source, open_source
 
-ROW_LENGTH, BATCH_SIZE = 512, 32
+BATCH_SIZE, TOKENS_AT_ONCE, PACKED_LENGTH = 32, 16_384, 512
+"""Examples in a step; tokens in a micro-batch, at most; tokens in a row of several examples, at least."""
 LR_TIMES_WIDTH = 0.04
 """5e-5 for BERT base, as its authors chose for fine-tuning (arXiv:1810.04805, appendix A.3), and more for narrower models."""
+MESSAGES = "messages"
+"""The field of conversations, as TRL and its data sets name it."""
 NOT_WRITTEN = ("vocab_size", "family", "pooler")
 
+Sections = dict[str, dict[str, Any]]
 
-def make_recipe(options: argparse.Namespace) -> str:
-    """YAML of the whole recipe. Raises ConfigError if the model is of the wrong family, DataError if the examples cannot
-    be read."""
+
+def draft(options: argparse.Namespace) -> Sections:
+    """A recipe that has yet to be fitted to the lengths of the examples.
+
+    Raises ConfigError if the model is of the wrong family, DataError if the examples cannot be read.
+    """
     source = open_source(str(options.model))
     check_family(options.task, options.model, source.config)
     records = list(read_records(options.train))
     if not records:
-        raise ConfigError(f"{options.train}: holds no examples")
-    batch = min(BATCH_SIZE, len(records))
-    epoch = -(-len(records) // batch)
-    fields = {"text": options.text, "label": options.label} | ({"pair": options.pair} if options.pair else {})
-    sections: dict[str, Any] = {
+        raise DataError(f"{options.train}: holds no examples")
+    most = source.config.max_positions
+    written = {"target_length": most} if options.task == "seq2seq" else {}
+    return {
         "run": {"name": f"{options.task}-{options.model.resolve().name}", "start_from": str(options.model)},
         "data": {
-            "examples": {"train": options.train, "valid": options.valid, **fields},
-            "row_length": min(source.config.max_positions, ROW_LENGTH),
+            "examples": {"train": options.train, "valid": options.valid, **fields(options, records[0], source)},
+            "row_length": most,
         },
         "model": model_section(source.config, vocabulary(options, source.config)),
-        "objective": {"name": options.task, **objective_section(options, records)},
-        "batch": {"global_batch_size": batch, "micro_batch_size": batch},
+        "objective": {"name": options.task, **written, **objective_section(options, records)},
+        "batch": {"global_batch_size": BATCH_SIZE, "micro_batch_size": 1},
         "optimizer": {"lr": float(f"{LR_TIMES_WIDTH / source.config.hidden_size:.1g}"), "weight_decay": 0.01},
-        "schedule": {
-            "steps": options.epochs * epoch,
-            "name": "linear",
-            "warmup_steps": options.epochs * epoch // 10,
-            "min_lr_ratio": 0.0,
-        },
-        "checkpoint": {"every_steps": epoch},
-        "validation": {"every_steps": epoch, "metric": METRICS.get(options.task, ("loss",))[-1], "keep_best": True},
+        "schedule": {"steps": 1, "name": "linear", "warmup_steps": 0, "min_lr_ratio": 0.0},
+        "checkpoint": {"every_steps": 1},
+        "validation": {"every_steps": 1, "metric": METRICS.get(options.task, ("loss",))[-1], "keep_best": True},
     }
-    return yaml.safe_dump(sections, sort_keys=False, allow_unicode=True, width=120)
+
+
+def fit(sections: Sections, config: RunConfig, epochs: int) -> Sections:
+    """The recipe with rows as long as the longest example, and as many steps as the epochs take.
+
+    `config` is the draft with the user's own settings. Raises DataError for the first example that cannot be learned.
+    """
+    examples, objective, most = config.data.examples, config.objective, config.data.row_length
+    assert examples is not None
+    encode = row_encoder(config, examples_tokenizer(config))
+    rows_of = [[encode(record) for record in read_records(path)] for path in (examples.train, examples.valid)]
+    longest = max(len(row.source or row.ids) for rows in rows_of for row in rows)
+    packed = isinstance(objective, Instruction) and objective.packing
+    length = min(-(-max(longest, PACKED_LENGTH * packed) // GRANULE) * GRANULE, most)
+    count = rows = len(rows_of[0])
+    if packed:
+        rows = len(pack(np.array([len(row.ids) - 1 for row in rows_of[0]]), length).lengths)
+    batch = max(1, min(rows, round(BATCH_SIZE * rows / count)))
+    at_once = max(
+        size for size in range(1, batch + 1) if batch % size == 0 and size * length <= max(TOKENS_AT_ONCE, length)
+    )
+    epoch = -(-rows // batch)
+    fitted: Sections = {
+        "data": {"row_length": length},
+        "batch": {"global_batch_size": batch, "micro_batch_size": at_once},
+        "schedule": {"steps": epochs * epoch, "warmup_steps": epochs * epoch // 10},
+        "checkpoint": {"every_steps": epoch},
+        "validation": {"every_steps": epoch},
+    }
+    if isinstance(objective, SequenceToSequence):
+        fitted["objective"] = {"target_length": max(len(row.ids) for rows in rows_of for row in rows)}
+    return {name: values | fitted.get(name, {}) for name, values in sections.items()}
 
 
 def check_family(task: str, model: Any, config: TransformerConfig) -> None:
@@ -82,18 +122,36 @@ def vocabulary(options: argparse.Namespace, config: TransformerConfig) -> int:
     return max(config.vocab_size, tokenizer.vocab_size)
 
 
+def fields(options: argparse.Namespace, first: Record, source: Source) -> dict[str, str]:
+    """Names of the examples' fields and what has to be known to read them."""
+    if options.task == "instruction" and MESSAGES in first[1] and options.text not in first[1]:
+        template = chat_template(source.path)
+        return {"messages": MESSAGES, **({"chat_template": template} if template else {})}
+    named = {"text": options.text, "label": options.label} | ({"pair": options.pair} if options.pair else {})
+    return {**named, "tags": options.tags} if options.task == "token_classification" else named
+
+
+def chat_template(folder: Path) -> str | None:
+    """Of a folder of transformers or of a checkpoint that has learned conversations."""
+    recipe = folder / "recipe.yaml"
+    examples = load_recipe(str(recipe)).data.examples if recipe.is_file() else None
+    return examples.chat_template if examples else find_template(folder)
+
+
 def objective_section(options: argparse.Namespace, records: list[Record]) -> dict[str, Any]:
-    """What the examples say about the objective: the labels there are, or the mean and spread of numbers."""
+    """What the training examples say about the objective: the labels there are, or the mean and spread of numbers."""
     if options.task in ("seq2seq", "instruction"):
         return {}
-    values = [field(record, options.label) for record in records]
     if options.task == "regression":
-        numbers = [number(record, value) for record, value in zip(records, values, strict=True)]
-        mean = sum(numbers) / len(numbers)
-        spread = (sum((one - mean) ** 2 for one in numbers) / len(numbers)) ** 0.5
-        return {"mean": round(mean, 6), "scale": round(spread, 6) or 1.0}
+        numbers = [number_of(record, options.label) for record in records]
+        return {"mean": round(fmean(numbers), 6), "scale": round(pstdev(numbers), 6) or 1.0}
+    values = [value_of(record, options.label) for record in records]
+    if options.task == "token_classification":
+        values = [iob2(record[0], tags, options.tags) for record, tags in zip(records, values, strict=True)]
     flat = [label for value in values for label in (value if isinstance(value, list) else [value])]
     counts = Counter(map(label_name, flat))
+    if len(counts) < 2:
+        raise DataError(f"{options.train}: all its examples have the label {flat[0]!r}: there is nothing to tell apart")
     labels = sorted(counts, key=lambda name: (name != "O", len(name) if name.isdecimal() else 0, name))
     if len(labels) < 2:
         raise ConfigError(
@@ -103,19 +161,3 @@ def objective_section(options: argparse.Namespace, records: list[Record]) -> dic
     if options.balanced:
         section["class_weights"] = [round(len(flat) / (len(labels) * counts[label]), 4) for label in labels]
     return section
-
-
-def field(record: Record, name: str) -> Any:
-    where, fields = record
-    if fields.get(name) is None:
-        raise ConfigError(f"{where}: has no field {name!r}, only {', '.join(fields)}: give --label the name of one")
-    return fields[name]
-
-
-def number(record: Record, value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise ConfigError(
-            f"{record[0]}: its label is {value!r}, and regression learns numbers: mend the line"
-        ) from None

@@ -58,6 +58,28 @@ monitor: {{peak_tflops: 0.1, sample_tokens: 5, tensorboard: false}}
     return path
 
 
+MODEL = "vocab_size: 640, num_layers: 2, hidden_size: 32, num_heads: 4, max_positions: 64"
+FAMILIES = {
+    "gpt": "family: gpt",
+    "bert": "family: bert, dropout: 0",
+    "modernbert": "family: bert, preset: modernbert, local_window: 16, dropout: 0",
+    "t5": "family: t5",
+}
+
+
+@pytest.fixture(scope="session")
+def pretrained(corpus, tmp_path_factory) -> dict[str, Path]:
+    """Runs of each family, 2 steps long."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    recipe = write_recipe(folder, corpus)
+    text = recipe.read_text()
+    for name, settings in FAMILIES.items():
+        recipe.write_text(re.sub(r"model:\n.*", f"model: {{{settings}, {MODEL}}}", text))
+        made = train(recipe, "schedule.steps=2", f"run.name={name}", "validation.rows=2")
+        assert made.returncode == 0, made.stderr
+    return {name: folder / "runs" / name for name in FAMILIES}
+
+
 def environment(**extra: str) -> dict[str, str]:
     """What a person's shell would have: no rendezvous variables, none of make's, CPU, one thread."""
     theirs = re.compile("RANK|LOCAL_RANK|WORLD_SIZE|MASTER_PORT|MAKE.*|MFLAGS")
@@ -70,16 +92,27 @@ def train(*arguments: str | Path, launcher: tuple[str, ...] = (), **extra: str) 
     command = [*launcher, "train.py", *map(str, arguments)]
     if launcher:
         return subprocess.run(command, cwd=ROOT, env=environment(**extra), capture_output=True, text=True, timeout=280)
+    return run_forked(command, environment(**extra))
+
+
+def task(*arguments: str | Path) -> subprocess.CompletedProcess:
+    """Run `python -m tasks ...` to its end, likewise."""
+    return run_forked(["tasks", *map(str, arguments)], environment())
+
+
+def run_forked(command: list[str], environ: dict[str, str]) -> subprocess.CompletedProcess:
     with tempfile.TemporaryDirectory() as folder:
-        code = forked.finish(forked.start(Path(folder) / "train", environment(**extra), run_train, command), 280)
-        out, err = (Path(f"{folder}/train.{stream}").read_text() for stream in ("out", "err"))
+        code = forked.finish(forked.start(Path(folder) / "run", environ, run_command, command), 280)
+        out, err = (Path(f"{folder}/run.{stream}").read_text() for stream in ("out", "err"))
     return subprocess.CompletedProcess(command, code, out, err)
 
 
-def run_train(command: list[str]) -> None:
-    """What `python train.py` does."""
+def run_command(command: list[str]) -> None:
+    """What `python FILE.py` or `python -m PACKAGE` does."""
     sys.argv = command
-    runpy.run_path(str(ROOT / command[0]), run_name="__main__")
+    if command[0].endswith(".py"):
+        runpy.run_path(str(ROOT / command[0]), run_name="__main__")
+    runpy.run_module(command[0], run_name="__main__", alter_sys=True)
 
 
 def metrics(run: Path) -> list[dict]:

@@ -11,7 +11,7 @@ from config import load_recipe
 from config.load import recipe_names
 from config.parallel import ranks_per_row
 from tests import forked
-from tests.conftest import ROOT, environment, run_train, train
+from tests.conftest import ROOT, environment, run_command, train
 
 
 def test_help_lists_every_section_and_recipe():
@@ -98,7 +98,7 @@ def test_debug_needs_no_corpus(tmp_path, name):
 
 def run_elsewhere(folder: Path, command: list[str]) -> None:
     os.chdir(folder)
-    run_train(command)
+    run_command(command)
 
 
 @pytest.mark.parametrize(

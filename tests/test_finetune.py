@@ -1,9 +1,6 @@
 """From a trained model to a task: starting weights, labelled examples, heads, early stopping, as a user runs them."""
 
-import json
 import os
-import random
-import re
 import shutil
 import signal
 import subprocess
@@ -16,128 +13,60 @@ import torch
 from config import load_recipe
 from engine.checkpoint import find_checkpoint
 from engine.state import read_weights
-from tests.conftest import ROOT, environment, metrics, train, write_recipe
+from tasks.checkpoints import load_model
+from tasks.evaluation.examples import on_examples
+from tests.conftest import MODEL, ROOT, environment, metrics, task, train
+from tests.labelled import write_examples
 
-MODEL = "vocab_size: 640, num_layers: 2, hidden_size: 32, num_heads: 4, max_positions: 64"
-ANIMALS, TOOLS = ("cat", "dog", "horse", "sheep"), ("hammer", "saw", "drill", "file")
 TASKS = {
-    "classification": ("bert", "labels: [animal, tool]", ""),
-    "pair": ("bert", "labels: ['no', 'yes']", ", pair: second"),
-    "decoder": ("gpt", "labels: [animal, tool]", ""),
-    "regression": ("bert", "mean: 2, scale: 1.5, head_dropout: 0", ""),
-    "token_classification": ("bert", "labels: [O, B-A, I-A, B-T, I-T]", ""),
-    "relation": ("bert", "labels: [eats, uses]", ""),
-    "seq2seq": ("t5", "target_length: 16", ""),
-    "instruction": ("gpt", "packing: true", ""),
+    "classification": ("bert", "labels: [cat, dog]"),
+    "regression": ("bert", "mean: 4, scale: 2.3, head_dropout: 0"),
+    "token_classification": ("bert", "labels: [O, B-A, I-A, B-B, I-B]"),
+    "seq2seq": ("t5", "target_length: 32"),
+    "instruction": ("gpt", "packing: true"),
 }
-OBJECTIVE = {"pair": "classification", "decoder": "classification"}
-
-
-@pytest.fixture(scope="module")
-def pretrained(corpus, tmp_path_factory) -> dict[str, Path]:
-    """Runs of each family, 2 steps long."""
-    folder = tmp_path_factory.mktemp("pretrained")
-    for family in ("gpt", "bert", "t5"):
-        made = train(
-            family_recipe(folder, corpus, family), "schedule.steps=2", f"run.name={family}", "validation.rows=2"
-        )
-        assert made.returncode == 0, made.stderr
-    return {family: folder / "runs" / family for family in ("gpt", "bert", "t5")}
-
-
-def family_recipe(folder: Path, corpus: Path, family: str) -> Path:
-    recipe = write_recipe(folder, corpus)
-    extra = ", dropout: 0" if family == "bert" else ""
-    recipe.write_text(re.sub(r"model:\n.*", f"model: {{family: {family}, {MODEL}{extra}}}", recipe.read_text()))
-    return recipe
-
-
-def example(task: str, draw: random.Random) -> dict:
-    """One of a few thousand that a two-layer model can tell apart at once."""
-    animal, tool = draw.choice(ANIMALS), draw.choice(TOOLS)
-    number, words = (
-        draw.randrange(5),
-        " ".join(draw.choices(["the", "model", "reads", "a", "row", "of", "tokens"], k=3)),
-    )
-    kind = draw.choice(["animal", "tool"])
-    noun = animal if kind == "animal" else tool
-    match task:
-        case "pair":
-            second = draw.choice([animal, tool])
-            return {
-                "text": f"{words} {animal}",
-                "second": f"{second} {words}",
-                "label": "yes" if second == animal else "no",
-            }
-        case "regression":
-            return {"text": f"{words} {'row ' * number}", "label": number}
-        case "token_classification":
-            if kind == "animal":
-                return {"text": [*words.split(), animal, "one"], "label": ["O", "O", "O", "B-A", "I-A"]}
-            return {"text": [tool, *words.split()], "label": ["B-T", "O", "O", "O"]}
-        case "relation":
-            return {"text": f"[E1]{words}[/E1] {'eats' if kind == 'animal' else 'uses'} [E2]{noun}[/E2]",
-                    "label": "eats" if kind == "animal" else "uses"}  # fmt: skip
-        case "seq2seq" | "instruction":
-            return {"text": f"{words} {noun}? ", "label": noun}
-    return {"text": f"{words} {noun}", "label": kind}
-
-
-def write_examples(path: Path, task: str, count: int = 64) -> Path:
-    draw = random.Random(1)
-    path.write_text("".join(json.dumps(example(task, draw)) + "\n" for _ in range(count)))
-    return path
 
 
 def finetune_recipe(folder: Path, task: str, source: Path) -> Path:
-    family, settings, fields = TASKS[task]
+    family, settings = TASKS[task]
     examples = write_examples(folder / f"{task}.jsonl", task)
     recipe = folder / f"{task}.yaml"
     recipe.write_text(f"""# A task.
 run: {{folder: {folder}/runs, start_from: {source}}}
-data: {{examples: {{train: {examples}, valid: {examples}{fields}}}, row_length: 48}}
+data: {{examples: {{train: {examples}, valid: {examples}}}, row_length: 48}}
 model: {{family: {family}, {MODEL}{", dropout: 0" if family == "bert" else ""}}}
-objective: {{name: {OBJECTIVE.get(task, task)}, {settings}}}
+objective: {{name: {task}, {settings}}}
 batch: {{global_batch_size: 16, micro_batch_size: 16}}
 optimizer: {{lr: 5e-3}}
-schedule: {{steps: 120, warmup_steps: 4}}
+schedule: {{steps: 200, warmup_steps: 4}}
 engine: {{precision: fp32, compile: 'off'}}
 checkpoint: {{every_steps: 1000}}
-validation: {{every_steps: 60}}
+validation: {{every_steps: 100}}
 monitor: {{peak_tflops: 0.1, sample_tokens: 0, tensorboard: false}}
 """)
     return recipe
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_each_task_overfits_64_examples(pretrained, tmp_path, task):
-    recipe = finetune_recipe(tmp_path, task, pretrained[TASKS[task][0]])
-    run = train(recipe)
-    assert run.returncode == 0, run.stderr
-    last = [record for record in metrics(tmp_path / "runs" / task) if "validation_loss" in record][-1]
-    if task in ("seq2seq", "instruction"):
-        assert last["validation_loss"] <= 0.05
-    elif task == "regression":
-        assert last["validation_pearson"] >= 0.99
-    else:
-        assert last["validation_accuracy"] == last["validation_f1"] == 1.0
-
-
-def run_finetune(*arguments: str | Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "tasks", "finetune", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=100)
-
-
 def test_the_command_writes_a_recipe_that_train_py_runs_and_keeps_the_best_of(pretrained, tmp_path):
     examples, recipe = write_examples(tmp_path / "train.jsonl", "classification"), tmp_path / "mine.yaml"
-    command = ["classification", pretrained["bert"], "--train", examples, "--valid", examples, "--recipe", recipe]
+    command = [
+        "finetune",
+        "classification",
+        pretrained["bert"],
+        "--train",
+        examples,
+        "--valid",
+        examples,
+        "--recipe",
+        recipe,
+    ]
     command += ["--epochs", "100", "--balanced", f"run.folder={tmp_path}/runs", "optimizer.lr=5e-3"]
     command += ["monitor.tensorboard=false", "monitor.peak_tflops=0.1", "engine.compile=off", "engine.precision=fp32"]
     command += ["validation.patience=2", "validation.every_steps=20", "data.row_length=48"]
-    run = run_finetune(*command)
+    run = task(*command)
     assert run.returncode == 0, run.stderr
     config = load_recipe(str(recipe))
-    assert config.objective.labels == ("animal", "tool") and 0.5 < min(config.objective.class_weights) <= 1
+    assert config.objective.labels == ("cat", "dog") and 0.5 < min(config.objective.class_weights) <= 1
     (folder,) = (path for path in (tmp_path / "runs").iterdir() if path.name.startswith("classification"))
     judged = {r["step"]: r["validation_f1"] for r in metrics(folder) if "validation_f1" in r}
     best = max(judged, key=judged.get)
@@ -145,12 +74,16 @@ def test_the_command_writes_a_recipe_that_train_py_runs_and_keeps_the_best_of(pr
     assert (folder / "checkpoints/best").read_text().strip() == f"step_{best:08d}"
     assert max(judged) == best + 2 * 20 < config.schedule.steps, "patience ends the run two validations after the best"
     assert find_checkpoint(folder).name == f"step_{best:08d}"
+    kept, newest = (read_weights(folder / f"checkpoints/step_{step:08d}") for step in (best, max(judged)))
+    loaded = load_model(folder, torch.device("cpu")).model.state_dict()
+    assert all(torch.equal(loaded[name], weight) for name, weight in kept.items())
+    assert not torch.equal(loaded["lm_head.output.weight"], newest["lm_head.output.weight"])
 
     again = train(recipe)
     assert again.returncode == 0 and "is complete" in again.stdout and "ended" not in again.stderr
     edited = recipe.read_text()
     recipe.write_text(edited + "\n# mine\n")
-    refused = run_finetune(*command)
+    refused = task(*command)
     assert refused.returncode == 2 and "exists with other settings" in refused.stderr
     assert recipe.read_text() == edited + "\n# mine\n"
 
@@ -189,25 +122,66 @@ def test_ctrl_c_lets_the_training_finish_its_step_and_save(pretrained, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("task", "train_text", "valid_text", "message"),
+    ("task_name", "train_text", "valid_text", "message"),
     [
         ("classification", "text,label\na,x\nb,y\n", "text,label\na,z\n", "valid.csv:2: label 'z' is none of the 2 labels"),
         ("classification", "text,label\na,x\nb\n", "text,label\na,x\n", "train.csv:3: 1 columns, but the header has 2"),
         ("classification", "text,label\na,x\nb,y\n", "words,label\na,x\n", "valid.csv:2: has no field 'text', only words, label"),
-        ("classification", "text,label\na,x\n", "text,label\na,x\n", "train.csv: all labels are 'x', and there is nothing to tell apart"),
+        ("classification", "text,label\na,x\n,y\n", "text,label\na,x\n", "train.csv:3: text is empty: fill it in"),
+        ("classification", "text,label\na,x\nb,\n", "text,label\na,x\n", "train.csv:3: label is empty: fill it in"),
+        ("classification", "text,label\na,x\nb,x\n", "text,label\na,x\n", "train.csv: all its examples have the label 'x'"),
+        ("classification", "text,label\n", "text,label\na,x\n", "train.csv: holds no examples"),
         ("regression", "text,label\na,1\nb,2\n", "text,label\na,two\n", "valid.csv:2: label is 'two', not a number"),
         ("relation", "text,label\n[E1]a[/E1] [E2]b[/E2],x\nb,y\n", "text,label\n", "train.csv:3: [E1] stands 0 times"),
-        ("classification", f"text,label\n{'word ' * 99},x\nb,y\n", "text,label\na,x\n", "leaves room for 62: raise it, or set data.examples.truncate"),
+        ("classification", f"text,label\n{'word ' * 99},x\nb,y\n", "text,label\na,x\n", "leaves room for 62: set data.examples.truncate=true"),
         ("seq2seq", "text,label\na,x\n", "text,label\na,x\n", "is a model of family bert, and seq2seq is for family t5"),
     ],
 )  # fmt: skip
-def test_wrong_examples_are_named_by_file_and_line(pretrained, tmp_path, task, train_text, valid_text, message):
+def test_wrong_examples_are_named_by_file_and_line(pretrained, tmp_path, task_name, train_text, valid_text, message):
     for name, text in (("train", train_text), ("valid", valid_text)):
         (tmp_path / f"{name}.csv").write_text(text)
     files = ("--train", tmp_path / "train.csv", "--valid", tmp_path / "valid.csv", "--recipe", tmp_path / "r.yaml")
-    run = run_finetune(task, pretrained["bert"], *files, f"run.folder={tmp_path}/runs")
+    run = task("finetune", task_name, pretrained["bert"], *files, f"run.folder={tmp_path}/runs")
     assert run.returncode == 2 and message in run.stderr, run.stderr
     assert "Traceback" not in run.stderr and run.stderr.count("error:") == 1
+    assert not list(tmp_path.glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("EU B-ORG\nrejects O\n\nPeter NNP B-PER\n", (), "train.conll:4: 3 columns, expected 2 as in the lines above"),
+        ("EU I-ORG\nrejects O\n", (), "train.conll:1: I-ORG begins an entity, after O"),
+        ("EU I-ORG\nPeter B-ORG\nrejects O\n", ("--tags", "iob1"), ""),
+    ],
+)
+def test_conll_is_read_as_iob2_and_as_iob1_if_asked_to(pretrained, tmp_path, text, options, message):
+    (tmp_path / "train.conll").write_text(text)
+    files = ("--train", tmp_path / "train.conll", "--valid", tmp_path / "train.conll", "--recipe", tmp_path / "r.yaml")
+    run = task("finetune", "token_classification", pretrained["bert"], *files, *options, "--write-only")
+    assert run.returncode == (2 if message else 0) and message in run.stderr, run.stderr
+    if not message:
+        config = load_recipe(str(tmp_path / "r.yaml"))
+        assert config.objective.labels == ("O", "B-ORG") and config.data.examples.tags == "iob1"
+
+
+def test_rows_and_steps_are_those_that_the_examples_need(pretrained, tmp_path):
+    examples = write_examples(tmp_path / "train.jsonl", "seq2seq", count=40)
+    files = ("--train", examples, "--valid", examples, "--write-only", "--epochs", "2")
+    found = {}
+    for name, family, options in (
+        ("seq2seq", "t5", ()), ("instruction", "gpt", ()), ("instruction", "gpt", ("objective.packing=false",))
+    ):  # fmt: skip
+        recipe = tmp_path / f"{name}{len(found)}.yaml"
+        run = task("finetune", name, pretrained[family], *files, "--recipe", recipe, *options)
+        assert run.returncode == 0, run.stderr
+        found[len(found)] = load_recipe(str(recipe))
+    assert found[0].data.row_length == 32 and 5 < found[0].objective.target_length < 32
+    assert found[0].batch.global_batch_size == 32 and found[0].schedule.steps == 2 * 2
+    packed, plain = found[1], found[2]
+    assert (packed.data.row_length, plain.data.row_length) == (64, 32)  # the model's most, and the longest example's
+    assert plain.batch.global_batch_size == 32 and plain.schedule.steps == 2 * 2
+    assert 1 < packed.batch.global_batch_size < 20 and packed.schedule.steps == 2 * 2
 
 
 @pytest.mark.parametrize(
@@ -226,6 +200,15 @@ def test_wrong_examples_are_named_by_file_and_line(pretrained, tmp_path, task, t
 def test_another_model_is_refused_by_name_and_both_numbers(pretrained, tmp_path, override, message):
     run = train(finetune_recipe(tmp_path, "classification", pretrained["bert"]), override)
     assert run.returncode == 2 and message in run.stderr, run.stderr
+
+
+def test_debug_keeps_the_model_that_it_starts_from_and_the_rows(pretrained, tmp_path):
+    recipe = finetune_recipe(tmp_path, "classification", pretrained["bert"])
+    run = train(recipe, "--debug", "schedule.steps=2", "validation.every_steps=2")
+    assert run.returncode == 0, run.stderr
+    assert f"parameters from {pretrained['bert']}" in " ".join(run.stdout.split())
+    saved = load_recipe(str(tmp_path / "runs/classification-debug/recipe.yaml"))
+    assert saved.model == load_recipe(str(recipe)).model and saved.data.row_length == 48
 
 
 def test_a_grown_vocabulary_keeps_the_old_rows_and_a_resumed_run_needs_no_source(pretrained, tmp_path):
@@ -274,6 +257,9 @@ def test_two_ranks_under_zero_3_learn_and_score_as_one_process(pretrained, tmp_p
     for one, two in zip(*found, strict=True):
         assert one["validation_loss"] == pytest.approx(two["validation_loss"], abs=1e-5)
         assert (one["validation_accuracy"], one["validation_f1"]) == (two["validation_accuracy"], two["validation_f1"])
+    examples, device = str(tmp_path / "token_classification.jsonl"), torch.device("cpu")
+    whole = on_examples(load_model(tmp_path / "runs/two", device), examples, device)
+    assert whole.metrics["accuracy"] == pytest.approx(found[1][-1]["validation_accuracy"]), "what two ranks saved"
 
 
 def two_ranks() -> tuple[str, ...]:

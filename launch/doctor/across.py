@@ -1,5 +1,6 @@
 """What has to agree between ranks and hosts."""
 
+import re
 from collections.abc import Mapping, Sequence
 
 from launch.doctor.check import Check, fail, ok, skip, warn
@@ -39,15 +40,15 @@ def same_environment(found: Sequence[Mapping[str, str]], hosts: Sequence[str]) -
 
 
 def same_data(checks: Sequence[tuple[str, Check]]) -> list[Check]:
-    """Datasets that every host has, each with its manifest."""
+    """Data that every host has, each with its manifest or with how it begins."""
     names = dict.fromkeys(check.name for _, check in checks if check.name.startswith("data "))
     problems = []
     for name in names:
         theirs = [(host, check) for host, check in checks if check.name == name and check.status in ("ok", "warn")]
-        manifests = [check.found.partition("manifest ")[2][:8] for _, check in theirs]
+        manifests = [re.split("manifest |fingerprint ", check.found)[-1][:8] for _, check in theirs]
         groups = _groups(manifests, [host for host, _ in theirs])
         if len(groups) > 1:
-            found, fix = _told("manifest", groups), "copy the same prepared dataset to all hosts, or share one"
+            found, fix = _told("content", groups), "copy the same data to all hosts, or share one folder"
             problems.append(fail(name, found, fix))
     return problems
 

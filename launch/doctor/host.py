@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from launch.doctor import environment, filesystem, machine, network, packages
+from launch.doctor import environment, filesystem, labelled, machine, network, packages
 from launch.doctor.check import Check, Task, run_tasks
 from launch.doctor.gpu import GPUs, find_gpus
 from launch.doctor.recipe import Needs
@@ -93,5 +93,7 @@ def _disks(rank: int, roster: Roster, needs: Needs, letters: filesystem.Letters,
         Task("shared folder", exchange_letters, DEAD_MOUNT),
         Task("disk speed", lambda: letters.speed(needs.checkpoint_bytes), DEAD_MOUNT),
         *(Task(f"data {path.name}", partial(filesystem.dataset, path), DEAD_MOUNT) for path in needs.datasets),
+        *(Task(f"data {path.name}", partial(labelled.labelled, path), DEAD_MOUNT) for path in needs.labelled),
+        *(Task("start_from", partial(labelled.source, path), DEAD_MOUNT) for path in [needs.start_from] if path),
         Task("caches", lambda: filesystem.caches(environ), DEAD_MOUNT),
     ]

@@ -16,6 +16,9 @@ class Needs(NamedTuple):
     """Whether the recipe fits the number of ranks."""
     run_folder: Path = Path(RunSection().folder)
     datasets: tuple[Path, ...] = ()
+    labelled: tuple[Path, ...] = ()
+    """Files of examples or pairs."""
+    start_from: Path | None = None
     checkpoint_bytes: int = 0
     """0 if none is written."""
     keep_last: int = 0
@@ -40,10 +43,14 @@ def read_recipe(name: str | None, overrides: list[str], ranks: int) -> Needs:
         fix = "train.py would say the same; to look at one node of a larger run, give its batch on the command line"
         return Needs(fail("recipe", " ".join(str(error).split()), fix))
     host = sum(planned.memory.host.values()) + (0 if gpu else sum(planned.memory.device.values()))
+    labelled = config.data.examples or config.data.pairs
+    files = (labelled.train, labelled.valid) if labelled else ()
     return Needs(
         ok("recipe", f"{planned.name}; {derived.batch_equation}"),
         Path(config.run.folder) / config.run.name,
         tuple(Path(dataset.path) for dataset in config.data.datasets),
+        tuple(Path(file) for file in dict.fromkeys(files) if file),
+        Path(config.run.start_from) if config.run.start_from else None,
         planned.checkpoint_bytes if config.checkpoint.every_steps else 0,
         planned.keep_last,
         host,

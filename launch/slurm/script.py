@@ -238,6 +238,7 @@ def _container(job: SlurmJob, config: RunConfig) -> list[str]:
     read = [dataset.path for dataset in config.data.datasets]
     for labelled in (config.data.examples, config.data.pairs):
         read += [path for path in (labelled.train, labelled.valid, labelled.tokenizer) if path] if labelled else []
+    read += [config.run.start_from] if config.run.start_from else []
     folders = {config.run.folder, *(str(Path(path)) for path in read)}
     mounts = ['"$PWD"', *(shlex.quote(folder) for folder in sorted(folders) if Path(folder).is_absolute())]
     image = shlex.quote(job.container)

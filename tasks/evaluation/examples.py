@@ -89,19 +89,18 @@ def scored_rows(
 
 
 def written_texts(trained: Trained, batches: list[Batch], device: torch.device) -> tuple[list[str], list[str]]:
-    """References, and what the model writes greedily in their place."""
+    """References, and what the model writes greedily in their place: of a conversation its last answer."""
     tokenizer, objective = trained.tokenizer, trained.objective
     most = objective.target_length if isinstance(objective, SequenceToSequence) else MOST_NEW_TOKENS
     references, written = [], []
     for batch in batches:
         assert batch.labels_BT is not None
         rows = [row for row, labels_T in enumerate(batch.labels_BT) if (labels_T != IGNORE).any()]
-        for row in rows:
-            labels_T = batch.labels_BT[row]
-            references.append(tokenizer.decode(without_end(labels_T[labels_T != IGNORE].tolist(), tokenizer.eod_id)))
+        spans = [last_answer(batch.labels_BT[row]) for row in rows]
+        for row, (first, end) in zip(rows, spans, strict=True):
+            references.append(tokenizer.decode(without_end(batch.labels_BT[row, first:end].tolist(), tokenizer.eod_id)))
         # A prompt ends where the first label is predicted: in a decoder of its own after the start token.
-        first = [int(np.argmax(batch.labels_BT[row] != IGNORE)) for row in rows]
-        prompts = [batch.tokens_BT[row, : place + 1].tolist() for row, place in zip(rows, first, strict=True)]
+        prompts = [batch.tokens_BT[row, : first + 1].tolist() for row, (first, _) in zip(rows, spans, strict=True)]
         sources = None
         if batch.source_BS is not None:
             lengths_B = batch.source_lengths_B
@@ -113,6 +112,13 @@ def written_texts(trained: Trained, batches: list[Batch], device: torch.device) 
         )  # fmt: skip
         written += [tokenizer.decode(tokens) for tokens in made.new_tokens]
     return references, written
+
+
+def last_answer(labels_T: NDArray) -> tuple[int, int]:
+    """Where the labels of a row's only answer, or of a conversation's last one, begin and end."""
+    place_N = np.flatnonzero(labels_T != IGNORE)
+    gap_N = np.flatnonzero(np.diff(place_N) > 1)
+    return int(place_N[gap_N[-1] + 1 if gap_N.size else 0]), int(place_N[-1]) + 1
 
 
 def entities(result: Result, labels: tuple[str, ...], rows: list[tuple[NDArray[np.float32], NDArray]]) -> Result:

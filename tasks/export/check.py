@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from config import CheckpointError, ConfigError, TransformerConfig
-from config.supervised_schema import Instruction, TokenClassification
+from config.supervised_schema import TokenClassification
+from data.chat import compile_template
 from model import T5, Bert, Layout, Model, TaskHead
 from model.hf import architecture
 from tasks.checkpoints import Trained
@@ -60,9 +61,10 @@ def check_tokenizer(folder: Path, trained: Trained) -> None:
         if "token_type_ids" in pair:
             types = [0] * (len(before) + len(plain) + len(after)) + [1] * len(rest)
             _same(f"token_type_ids of {text!r} and {second!r}", pair["token_type_ids"], types)
-        if isinstance(trained.objective, Instruction):
-            message = [{"role": "user", "content": text}]
-            _same(f"the chat of {text!r}", theirs.apply_chat_template(message, tokenize=False), text)
+        if trained.chat_template:
+            messages = [{"role": "user", "content": text}, {"role": "assistant", "content": second}]
+            chat = compile_template(trained.chat_template, ours.eod_token)(messages=messages)
+            _same(f"the chat of {text!r}", theirs.apply_chat_template(messages, tokenize=False), chat)
 
 
 def _same(what: str, theirs: Any, ours: Any) -> None:

@@ -8,19 +8,13 @@ import tokenizers
 from tokenizers.processors import TemplateProcessing
 
 from config.contrastive_schema import Similarity
-from config.supervised_schema import HEADED, Instruction, SequenceToSequence
+from config.supervised_schema import HEADED, SequenceToSequence
 from data.specials import BERT, T5
 from data.tokenizer import Tokenizer
 from tasks.checkpoints import Trained
 
 SAMPLING = {"do_sample": True, "temperature": 0.8, "top_p": 0.95, "top_k": 0}
 """What `tasks generate` draws with unless it is told otherwise; top_k 0 is no limit."""
-CHAT = (
-    "{% for message in messages %}"
-    "{% if loop.previtem and 'assistant' not in (message['role'], loop.previtem['role']) %}{{ '\n\n' }}{% endif %}"
-    "{{ message['content'] }}{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
-)
-"""What a model reads that learned to answer: prompts as they are, a blank line between two, and answers with their ends."""
 
 
 def row_kind(trained: Trained) -> str:
@@ -80,8 +74,8 @@ def save_tokenizer(folder: Path, trained: Trained, *, padded: bool = False) -> d
     }
     if padded:
         settings.setdefault("pad_token", tokenizer.eod_token)
-    if isinstance(trained.objective, Instruction):
-        settings["chat_template"] = CHAT
+    if trained.chat_template:
+        settings["chat_template"] = trained.chat_template
     write_json(folder / "tokenizer_config.json", settings)
     write_json(folder / "special_tokens_map.json", tokens)
     token_ids = {f"{role}_id": number for role, number in ids.items() if role != "mask_token"}

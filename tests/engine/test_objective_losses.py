@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from config.contrastive_schema import Contrastive
+from data.tokenizer import byte_tokenizer
 from engine.reference import Reference
 from engine.similarity import Temperature, pool
 from tests.data.made import VOCAB_SIZE, make_corpus, numbered_documents
+from tests.labelled import write_examples
 from tests.ranks import run_ranks
 from tests.tiny import tiny_config
 from tests.workers.objectives import contrastive_gradients, make_stream, train_objectives, train_temperature
@@ -111,6 +113,37 @@ def test_every_objective_trains_on_two_ranks_as_on_one(corpus):
         assert all(set(found) == parts for found, _ in expected)
         chance = sum({"lm": math.log(VOCAB_SIZE), "mlm": math.log(VOCAB_SIZE), "pairs": math.log(2)}[p] for p in parts)
         assert sum(expected[0][0].values()) == pytest.approx(chance, rel=0.1), f"{name} does not start at chance"
+
+
+TOKENS = {"vocab_size": 384}
+LABELLED = {
+    "classification": ({**BERT, **TOKENS}, {"labels": ["cat", "dog"], "class_weights": [1, 3]}),
+    "regression": (TOKENS, {"mean": 4, "scale": 2.3}),
+    "token_classification": ({**MODERN, **TOKENS}, {"labels": ["O", "B-A", "I-A", "B-B", "I-B"]}),
+    "relation": ({**BERT, **TOKENS}, {"labels": ["subject", "object"]}),
+    "seq2seq": ({**T5, **TOKENS}, {"target_length": 48}),
+    "instruction": (TOKENS, {}),
+}
+
+
+@pytest.mark.slow
+def test_every_labelled_objective_learns_at_every_stage_as_on_one_rank(tmp_path):
+    byte_tokenizer().save(tmp_path / "tokenizer.json")
+    made = {"tokenizer": str(tmp_path / "tokenizer.json")}
+    cases = []
+    for name, (model, settings) in LABELLED.items():
+        path = str(write_examples(tmp_path / f"{name}.jsonl", name, count=20))
+        data = {"datasets": [], "examples": {"train": path, "valid": path, **made}, "row_length": 160}
+        dropout = {} if name in ("seq2seq", "instruction") else {"head_dropout": 0}
+        run = {"folder": str(tmp_path / "runs")}
+        model = {**model, "max_positions": 160}
+        cases.append({"run": run, "data": data, "model": model, "objective": {"name": name, **settings, **dropout}})
+    one = run_ranks(1, train_objectives, [{**case, "engine": {"ds_config": "zero0"}} for case in cases], STEPS)[0]
+    stages = ["zero0", "zero1", "zero2", "zero3"]
+    staged = [{**case, "engine": {"ds_config": stage}} for case in cases for stage in stages]
+    for curves in run_ranks(2, train_objectives, staged, STEPS):
+        for number, curve in enumerate(curves):
+            assert_close(curve, one[number // len(stages)], f"{list(LABELLED)[number // 4]}, {stages[number % 4]}")
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from launch.doctor import filesystem
+from launch.doctor import across, filesystem, labelled
 from launch.doctor.filesystem import Letters
 
 MB = 10**6
@@ -115,3 +115,42 @@ def test_datasets(tmp_path):
     first = filesystem.dataset(tmp_path)
     (tmp_path / "manifest.json").write_text("{ }")
     assert first.status == "ok" and filesystem.dataset(tmp_path).found != first.found
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("a.jsonl", '\n{"text": "a", "label": "x"}\n', ""),
+        ("a.jsonl", '{"text": "a",\n', "its first line is not JSON"),
+        ("a.jsonl", '["a", "x"]\n', "no object with fields"),
+        ("a.csv", "\ufefftext,label\na,x\n", ""),
+        ("a.csv", "text;label\na;x\n", "its header has one column, 'text;label'"),
+        ("a.conll", "-DOCSTART- -X- O O\n\nEU NNP B-NP B-ORG\n", ""),
+        ("a.txt", "just text.\n", ""),
+        ("a.txt", "text\n", "no tag after the word"),
+        ("a.parquet", "text", "is no Parquet file"),
+        ("a.tsv", "\n", "holds nothing"),
+    ],
+)
+def test_examples_are_there_and_their_first_record_is_read(tmp_path, name, content, problem):
+    missing = labelled.labelled(tmp_path / name)
+    assert missing.status == "fail" and "is not there" in missing.found and "all nodes mount" in missing.fix
+    (tmp_path / name).write_text(content)
+    check = labelled.labelled(tmp_path / name)
+    assert (check.status, problem in check.found) == ("fail" if problem else "ok", True), check
+
+
+def test_hosts_whose_examples_differ_are_told_apart(tmp_path):
+    checks = []
+    for host, text in (("n1", "a,x"), ("n2", "a,y")):
+        (tmp_path / "train.csv").write_text(f"text,label\n{text}\n")
+        checks.append((host, labelled.labelled(tmp_path / "train.csv")))
+    (told,) = across.same_data(checks)
+    assert told.status == "fail" and " on n1, " in told.found and told.found.startswith("content ")
+    assert across.same_data([checks[0], ("n2", checks[0][1])]) == []
+
+
+def test_the_folder_that_a_run_starts_from(tmp_path):
+    assert labelled.source(tmp_path / "none").status == labelled.source(tmp_path).status == "fail"
+    (tmp_path / "config.json").write_text("{}")
+    assert labelled.source(tmp_path).status == "ok"

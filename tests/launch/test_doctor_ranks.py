@@ -138,7 +138,7 @@ def test_unequal_environment_data_and_gpus():
     assert across.same_environment([{}] * 4, HOSTS).status == "ok"
     data = [("n1", ok("data c4", "/c4, manifest aaaaaaaa")), ("n2", ok("data c4", "/c4, manifest bbbbbbbb"))]
     (check,) = across.same_data(data)
-    assert check.status == "fail" and check.found == "manifest aaaaaaaa on n1, bbbbbbbb on n2"
+    assert check.status == "fail" and check.found == "content aaaaaaaa on n1, bbbbbbbb on n2"
     assert across.same_data(data[:1]) == []
     (check,) = across.same_gpus({"n1": 8, "n2": 7, "n3": 8})
     assert check.status == "fail" and check.found == "GPUs: 8 on n[1,3], 7 on n2"

@@ -21,6 +21,7 @@ LLAMA = transformers.LlamaConfig(
     **SIZES, num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.2, tie_word_embeddings=False
 )
 GPT2 = transformers.GPT2Config(vocab_size=320, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.2)
+T5 = transformers.T5Config(vocab_size=384, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, dropout_rate=0.0)
 
 
 def save(folder: Path, make: Any, config: Any, framed: bool = True) -> Any:

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tests.conftest import ROOT, environment, metrics, train
-from tests.test_finetune import finetune_recipe, pretrained  # noqa: F401  (a fixture)
+from tests.test_finetune import finetune_recipe
 
 pytestmark = pytest.mark.slow
 SCORES = {
@@ -19,7 +19,7 @@ SCORES = {
 
 
 @pytest.mark.parametrize("task", [*SCORES, "instruction"])
-def test_the_report_agrees_with_validation(pretrained, tmp_path, task):  # noqa: F811
+def test_the_report_agrees_with_validation(pretrained, tmp_path, task):
     family = {"seq2seq": "t5", "instruction": "gpt"}.get(task, "bert")
     run = train(finetune_recipe(tmp_path, task, pretrained[family]))
     assert run.returncode == 0, run.stderr

@@ -10,8 +10,8 @@ from config import RunConfig
 from config.contrastive_schema import Contrastive
 from config.parallel import data_rank_and_size
 from data.batch import Batch
-from data.pair_examples import open_pair_stream, pairs_tokenizer
 from data.stream import open_stream
+from data.training import open_training
 from data.validation import open_validation
 from engine.build import build_engine, open_held_out
 from engine.checkpoint import RunState, load, save
@@ -55,14 +55,14 @@ def train_objectives(cases: list[dict[str, Any]], steps: int) -> list[Curve]:
 
 def make_stream(config: RunConfig, world: World) -> Any:
     rank, size = data_rank_and_size(config.engine, world.rank, world.size)
+    if config.data.pairs or config.data.examples:
+        return open_training(config, rank, size)[0]
     where = {"rank": rank, "world_size": size}
-    if config.data.pairs:
-        return open_pair_stream(config, pairs_tokenizer(config), **where)
     return open_stream(config.data, config.batch, config.objective, seed=3, vocab_size=config.model.vocab_size, **where)
 
 
 def held_out_batches(config: RunConfig, world: World) -> list[Batch]:
-    if config.data.pairs:
+    if config.data.pairs or config.data.examples:
         return open_held_out(config, world)
     rank, size = data_rank_and_size(config.engine, world.rank, world.size)
     return open_validation(

@@ -4,7 +4,7 @@ import resource
 from pathlib import Path
 
 import engine.engine
-from tests.conftest import run_train
+from tests.conftest import run_command
 
 
 def run(command: list[str]) -> None:
@@ -17,4 +17,4 @@ def run(command: list[str]) -> None:
         return step(self, index, micro_batches)
 
     engine.engine.Engine.step = limited_step
-    run_train(command)
+    run_command(command)

@@ -1,0 +1,106 @@
+"""Fine-tuning starts from the models that transformers saves: what ours computes is what theirs does."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from config import CheckpointError, ConfigError
+from data.training import open_training
+from tests.tasks.hugging_face import BERT, GPT2, LLAMA, MODERNBERT, SIZES, T5, save
+from tests.tasks.starting import started, write_recipe
+
+KV = dict(num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.2)
+MODELS: dict[str, tuple[Any, Any, str]] = {
+    "bert": (transformers.BertModel, BERT, "classification"),
+    "bert-mlm": (transformers.BertForMaskedLM, BERT, "relation"),
+    "bert-classifier": (transformers.BertForSequenceClassification, BERT, "regression"),
+    "modernbert": (transformers.ModernBertModel, MODERNBERT, "token_classification"),
+    "modernbert-mlm": (transformers.ModernBertForMaskedLM, MODERNBERT, "pair"),
+    "gpt2": (transformers.GPT2LMHeadModel, GPT2, "instruction"),
+    "gpt2-base": (transformers.GPT2Model, GPT2, "classification"),
+    "llama": (transformers.LlamaForCausalLM, LLAMA, "instruction"),
+    "qwen3": (transformers.Qwen3ForCausalLM, transformers.Qwen3Config(**SIZES, **KV, head_dim=8), "classification"),
+    "mistral": (
+        transformers.MistralForCausalLM,
+        transformers.MistralConfig(**SIZES, **KV, head_dim=8, sliding_window=16),
+        "classification",
+    ),
+    "t5": (transformers.T5ForConditionalGeneration, T5, "seq2seq"),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_of_transformers_starts_a_run(tmp_path, name):
+    make, settings, kind = MODELS[name]
+    folder = tmp_path / "model"
+    theirs = save(folder, make, settings)
+    config = write_recipe(folder, kind, tmp_path)
+    model, said = started(folder, config)
+    open_training(config, 0, 1)[0].step(0)
+    torch.manual_seed(1)
+    tokens_BT, others_BT = torch.randint(0, 256, (2, 2, 24))
+    body = getattr(theirs, theirs.base_model_prefix, theirs)
+    with torch.no_grad():
+        if config.model.family == "t5":
+            expected = body(input_ids=tokens_BT, decoder_input_ids=others_BT).last_hidden_state
+            actual = model(tokens_BT, others_BT)
+        else:
+            expected, actual = body(tokens_BT).last_hidden_state, model(tokens_BT)
+    assert (actual - expected).abs().max() <= 1e-5, said
+
+
+def test_the_weights_may_lie_in_several_files(tmp_path):
+    folder = tmp_path / "model"
+    theirs = save(folder, transformers.BertModel, BERT)
+    (folder / "model.safetensors").unlink()
+    theirs.save_pretrained(folder, max_shard_size="20KB")
+    assert len(list(folder.glob("model-*.safetensors"))) > 2 and not (folder / "model.safetensors").exists()
+    model, _ = started(folder, write_recipe(folder, "classification", tmp_path))
+    torch.testing.assert_close(model.embed_tokens.weight, theirs.embeddings.word_embeddings.weight)
+
+
+def test_pickled_weights_are_refused(tmp_path):
+    folder = tmp_path / "model"
+    theirs = save(folder, transformers.BertModel, BERT)
+    (folder / "model.safetensors").unlink()
+    torch.save(theirs.state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is missing; .*pytorch_model\.bin .*save_pretrained"):
+        write_recipe(folder, "classification", tmp_path)
+
+
+def test_unknown_architectures_are_named_with_the_known_ones(tmp_path):
+    folder = tmp_path / "model"
+    save(folder, transformers.BertModel, BERT)
+    facts = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps({**facts, "model_type": "roberta", "architectures": ["RobertaModel"]})
+    )
+    with pytest.raises(ConfigError) as refused:
+        write_recipe(folder, "classification", tmp_path)
+    assert all(name in str(refused.value) for name in ("roberta", "bert", "modernbert", "gpt2", "llama", "qwen3", "t5"))
+
+
+def test_a_model_of_another_family_is_refused(tmp_path):
+    folder = tmp_path / "model"
+    save(folder, transformers.GPT2LMHeadModel, GPT2)
+    with pytest.raises(ConfigError, match="is a model of family gpt, and token_classification is for family bert"):
+        write_recipe(folder, "token_classification", tmp_path)
+
+
+def test_markers_of_entities_get_rows_of_their_own(tmp_path):
+    """The table has no room for them: the old rows stay, the new ones are drawn as an untrained model's are."""
+    folder = tmp_path / "model"
+    small = transformers.BertConfig(**{**BERT.to_dict(), "vocab_size": 261, "initializer_range": 0.02})
+    save(folder, transformers.BertModel, small)
+    config = write_recipe(folder, "relation", tmp_path)
+    assert config.model.vocab_size == 265
+    model, said = started(folder, config)
+    assert "new rows: embed_tokens.weight 261 → 265" in said
+    theirs = load_file(folder / "model.safetensors")["embeddings.word_embeddings.weight"]
+    assert torch.equal(model.embed_tokens.weight[:261], theirs)
+    new = model.embed_tokens.weight[261:]
+    assert new.std().item() == pytest.approx(0.02, rel=0.2) and len(new.unique(dim=0)) == 4
