@@ -65,32 +65,33 @@ def draft(options: argparse.Namespace) -> Sections:
 def fit(sections: Sections, config: RunConfig, epochs: int) -> Sections:
     """The recipe with rows as long as the longest example, and as many steps as the epochs take.
 
-    `config` is the draft with the user's own settings. Raises DataError for the first example that cannot be learned.
+    `config` is the draft with the user's own settings, which win. Raises DataError for the first example that cannot be
+    learned.
     """
-    examples, objective, most = config.data.examples, config.objective, config.data.row_length
+    examples, objective = config.data.examples, config.objective
     assert examples is not None
     encode = row_encoder(config, examples_tokenizer(config))
-    rows_of = [[encode(record) for record in read_records(path)] for path in (examples.train, examples.valid)]
-    longest = max(len(row.source or row.ids) for rows in rows_of for row in rows)
+    train, valid = ([encode(record) for record in read_records(path)] for path in (examples.train, examples.valid))
     packed = isinstance(objective, Instruction) and objective.packing
-    length = min(-(-max(longest, PACKED_LENGTH * packed) // GRANULE) * GRANULE, most)
-    count = rows = len(rows_of[0])
-    if packed:
-        rows = len(pack(np.array([len(row.ids) - 1 for row in rows_of[0]]), length).lengths)
-    batch = max(1, min(rows, round(BATCH_SIZE * rows / count)))
-    at_once = max(
-        size for size in range(1, batch + 1) if batch % size == 0 and size * length <= max(TOKENS_AT_ONCE, length)
-    )
+    length = config.data.row_length
+    if length == sections["data"]["row_length"]:
+        longest = max(len(row.source or row.ids) for row in train + valid)
+        length = min(-(-max(longest, PACKED_LENGTH * packed) // GRANULE) * GRANULE, length)
+    rows = len(pack(np.array([len(row.ids) - 1 for row in train]), length).lengths) if packed else len(train)
+    batch = config.batch.global_batch_size
+    if batch == sections["batch"]["global_batch_size"]:
+        batch = max(1, min(rows, round(BATCH_SIZE * rows / len(train))))
+    fits = (size for size in range(1, batch + 1) if batch % size == 0 and size * length <= TOKENS_AT_ONCE)
     epoch = -(-rows // batch)
     fitted: Sections = {
         "data": {"row_length": length},
-        "batch": {"global_batch_size": batch, "micro_batch_size": at_once},
+        "batch": {"global_batch_size": batch, "micro_batch_size": max(fits, default=1)},
         "schedule": {"steps": epochs * epoch, "warmup_steps": epochs * epoch // 10},
         "checkpoint": {"every_steps": epoch},
         "validation": {"every_steps": epoch},
     }
     if isinstance(objective, SequenceToSequence):
-        fitted["objective"] = {"target_length": max(len(row.ids) for rows in rows_of for row in rows)}
+        fitted["objective"] = {"target_length": max(len(row.ids) for row in train + valid)}
     return {name: values | fitted.get(name, {}) for name, values in sections.items()}
 
 

@@ -169,8 +169,9 @@ def test_rows_and_steps_are_those_that_the_examples_need(pretrained, tmp_path):
     examples = write_examples(tmp_path / "train.jsonl", "seq2seq", count=40)
     files = ("--train", examples, "--valid", examples, "--write-only", "--epochs", "2")
     found = {}
+    own = ("batch.global_batch_size=4", "batch.micro_batch_size=2")
     for name, family, options in (
-        ("seq2seq", "t5", ()), ("instruction", "gpt", ()), ("instruction", "gpt", ("objective.packing=false",))
+        ("seq2seq", "t5", ()), ("instruction", "gpt", ()), ("instruction", "gpt", ("objective.packing=false",)), ("seq2seq", "t5", own)
     ):  # fmt: skip
         recipe = tmp_path / f"{name}{len(found)}.yaml"
         run = task("finetune", name, pretrained[family], *files, "--recipe", recipe, *options)
@@ -181,6 +182,7 @@ def test_rows_and_steps_are_those_that_the_examples_need(pretrained, tmp_path):
     packed, plain = found[1], found[2]
     assert (packed.data.row_length, plain.data.row_length) == (64, 32)  # the model's most, and the longest example's
     assert plain.batch.global_batch_size == 32 and plain.schedule.steps == 2 * 2
+    assert (found[3].batch.micro_batch_size, found[3].schedule.steps) == (2, 2 * 10)
     assert 1 < packed.batch.global_batch_size < 20 and packed.schedule.steps == 2 * 2
 
 
