@@ -151,8 +151,6 @@ def objective_section(options: argparse.Namespace, records: list[Record]) -> dic
         values = [iob2(record[0], tags, options.tags) for record, tags in zip(records, values, strict=True)]
     flat = [label for value in values for label in (value if isinstance(value, list) else [value])]
     counts = Counter(map(label_name, flat))
-    if len(counts) < 2:
-        raise DataError(f"{options.train}: all its examples have the label {flat[0]!r}: there is nothing to tell apart")
     labels = sorted(counts, key=lambda name: (name != "O", len(name) if name.isdecimal() else 0, name))
     if len(labels) < 2:
         raise ConfigError(

@@ -129,7 +129,7 @@ def test_ctrl_c_lets_the_training_finish_its_step_and_save(pretrained, tmp_path)
         ("classification", "text,label\na,x\nb,y\n", "words,label\na,x\n", "valid.csv:2: has no field 'text', only words, label"),
         ("classification", "text,label\na,x\n,y\n", "text,label\na,x\n", "train.csv:3: text is empty: fill it in"),
         ("classification", "text,label\na,x\nb,\n", "text,label\na,x\n", "train.csv:3: label is empty: fill it in"),
-        ("classification", "text,label\na,x\nb,x\n", "text,label\na,x\n", "train.csv: all its examples have the label 'x'"),
+        ("classification", "text,label\na,x\nb,x\n", "text,label\na,x\n", "train.csv: all labels are 'x', and there is nothing to tell apart"),
         ("classification", "text,label\n", "text,label\na,x\n", "train.csv: holds no examples"),
         ("regression", "text,label\na,1\nb,2\n", "text,label\na,two\n", "valid.csv:2: label is 'two', not a number"),
         ("relation", "text,label\n[E1]a[/E1] [E2]b[/E2],x\nb,y\n", "text,label\n", "train.csv:3: [E1] stands 0 times"),
