@@ -21,7 +21,16 @@ def write_recipe(folder: Path, kind: str, tmp_path: Path, *options: str) -> RunC
     task = "classification" if kind == "pair" else kind
     files = ("--train", str(examples), "--valid", str(examples), "--recipe", str(tmp_path / "r.yaml"))
     pair = ("--pair", "second") if kind == "pair" else ()
-    options = (task, str(folder), f"run.folder={tmp_path}", *options, *files, *pair, "--write-only")
+    options = (
+        task,
+        str(folder),
+        f"run.folder={tmp_path}",
+        "data.examples.truncate=true",
+        *options,
+        *files,
+        *pair,
+        "--write-only",
+    )
     assert finetune.run(parser.parse_args(options)) == 0
     return load_recipe(str(tmp_path / "r.yaml"))
 

@@ -34,7 +34,9 @@ def tagger_loss(theirs: Theirs, batch: Batch) -> Tensor:
 def writer_loss(theirs: Theirs, batch: Batch) -> Tensor:
     mask_BS = np.arange(batch.source_BS.shape[1]) < batch.source_lengths_B[:, None]
     read = {"input_ids": torch.from_numpy(batch.source_BS), "attention_mask": torch.from_numpy(mask_BS)}
-    return theirs(**read, labels=torch.from_numpy(batch.labels_BT)).loss
+    return theirs(
+        **read, decoder_input_ids=torch.from_numpy(batch.tokens_BT), labels=torch.from_numpy(batch.labels_BT)
+    ).loss
 
 
 def answer_loss(theirs: Theirs, batch: Batch) -> Tensor:
@@ -85,14 +87,20 @@ def first_batch(kind: str, folder: Path, *options: str) -> tuple[RunConfig, Batc
     return config, stream.step(0)[0][0]
 
 
+def copy_head(model: torch.nn.Module, theirs: Theirs) -> None:
+    if hasattr(theirs, "classifier"):
+        model.lm_head.output.load_state_dict(theirs.classifier.state_dict())
+    if getattr(theirs, "bert", None) is not None and theirs.bert.pooler is not None:
+        model.lm_head.dense.load_state_dict(theirs.bert.pooler.dense.state_dict())
+
+
 @pytest.mark.parametrize("kind", CASES)
 def test_losses_and_gradients_are_those_of_transformers(tmp_path, kind):
     (make, settings), their_loss, options = CASES[kind]
     theirs = save(tmp_path / "model", make, settings)
     config, batch = first_batch(kind, tmp_path, *options)
     model, _ = started(tmp_path / "model", config)
-    if hasattr(theirs, "classifier"):
-        model.lm_head.output.load_state_dict(theirs.classifier.state_dict())
+    copy_head(model, theirs)
     (loss,) = choose_objective(config.objective)(model, batch, torch.device("cpu")).values()
     ours = loss.total / sum(count_targets([batch]).values())
     expected = their_loss(theirs, batch)
@@ -109,6 +117,9 @@ def test_losses_and_gradients_are_those_of_transformers(tmp_path, kind):
         assert difference <= 1e-5, f"{name}: {difference:.1e}"
     if hasattr(theirs, "classifier"):
         torch.testing.assert_close(model.lm_head.output.weight.grad, theirs.classifier.weight.grad, atol=1e-5, rtol=0)
+    if kind in ("classification", "pair", "regression"):
+        pooler = theirs.bert.pooler.dense.weight.grad
+        torch.testing.assert_close(model.lm_head.dense.weight.grad, pooler, atol=1e-5, rtol=0)
 
 
 def test_class_weights_multiply_losses_as_torch_has_it(tmp_path):

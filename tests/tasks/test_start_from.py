@@ -46,7 +46,8 @@ def test_a_model_of_transformers_starts_a_run(tmp_path, name):
     body = getattr(theirs, theirs.base_model_prefix, theirs)
     with torch.no_grad():
         if config.model.family == "t5":
-            expected = body(input_ids=tokens_BT, decoder_input_ids=others_BT).last_hidden_state
+            found = theirs(input_ids=tokens_BT, decoder_input_ids=others_BT, output_hidden_states=True)
+            expected = found.decoder_hidden_states[-1]
             actual = model(tokens_BT, others_BT)
         else:
             expected, actual = body(tokens_BT).last_hidden_state, model(tokens_BT)
@@ -87,8 +88,8 @@ def test_unknown_architectures_are_named_with_the_known_ones(tmp_path):
 def test_a_model_of_another_family_is_refused(tmp_path):
     folder = tmp_path / "model"
     save(folder, transformers.GPT2LMHeadModel, GPT2)
-    with pytest.raises(ConfigError, match="is a model of family gpt, and token_classification is for family bert"):
-        write_recipe(folder, "token_classification", tmp_path)
+    with pytest.raises(ConfigError, match="is a model of family gpt, and relation is for family bert"):
+        write_recipe(folder, "relation", tmp_path)
 
 
 def test_markers_of_entities_get_rows_of_their_own(tmp_path):
