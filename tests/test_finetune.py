@@ -90,31 +90,12 @@ def test_the_command_writes_a_recipe_that_train_py_runs_and_keeps_the_best_of(pr
 
 def test_ctrl_c_lets_the_training_finish_its_step_and_save(pretrained, tmp_path):
     examples = write_examples(tmp_path / "train.jsonl", "classification")
-    command = [
-        "-m",
-        "tasks",
-        "finetune",
-        "classification",
-        pretrained["bert"],
-        "--train",
-        examples,
-        "--valid",
-        examples,
-    ]
-    command += [
-        "--recipe",
-        tmp_path / "r.yaml",
-        "--epochs",
-        "5000",
-        f"run.folder={tmp_path}/runs",
-        "engine.compile=off",
-    ]
-    command += ["validation.every_steps=0", "validation.keep_best=false", "monitor.tensorboard=false"]
-    started = [sys.executable, *map(str, command)]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(
-        started, cwd=ROOT, env=environment(), stdout=pipe, stderr=pipe, text=True, start_new_session=True
-    ) as run:
+    command = [sys.executable, "-m", "tasks", "finetune", "classification", str(pretrained["bert"])]
+    command += ["--train", str(examples), "--valid", str(examples), "--recipe", str(tmp_path / "r.yaml")]
+    command += ["--epochs", "5000", f"run.folder={tmp_path}/runs", "engine.compile=off", "monitor.tensorboard=false"]
+    command += ["validation.every_steps=0", "validation.keep_best=false"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, env=environment(), start_new_session=True, **pipes) as run:
         assert run.stdout is not None and any(line.startswith("step 1/") for line in run.stdout)
         os.killpg(run.pid, signal.SIGINT)
         said, complaints = run.communicate(timeout=60)
