@@ -40,8 +40,8 @@ def encode_prompt(text: str, objective: ObjectiveConfig, tokenizer: Tokenizer, b
         text += MASK
     ids, end = tokenizer.encode_with(text, special_names(objective)), tokenizer.eod_id
     if isinstance(objective, MaskedLM):
-        begin, separator = tokenizer.ids_of(["[CLS]", "[SEP]"])
-        return Prompt(text, [begin, *ids, separator], None, ())
+        cls_id, sep_id = tokenizer.ids_of(["[CLS]", "[SEP]"])
+        return Prompt(text, [cls_id, *ids, sep_id], None, ())
     if isinstance(objective, Instruction):
         return Prompt(text, ids or [end], None, (end,))
     if isinstance(objective, SequenceToSequence):

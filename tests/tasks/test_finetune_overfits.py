@@ -21,12 +21,12 @@ PERFECT = {
     "instruction": {"exact_match": 1.0},
 }
 KINDS = [
-    ("bert", "classification", "classification", ()),
+    ("bert", "classification", "classification", ("schedule.steps=400",)),
     ("modernbert", "classification", "classification", ()),
     ("gpt", "classification", "classification", ()),
     ("bert", "classification", "pair", ("--pair", "second")),
     ("gpt", "classification", "pair", ("--pair", "second")),
-    ("modernbert", "regression", "regression", ("objective.head_dropout=0",)),
+    ("modernbert", "regression", "regression", ("objective.head_dropout=0", "schedule.steps=400")),
     ("bert", "token_classification", "token_classification", ()),
     ("modernbert", "relation", "relation", ()),
     ("t5", "seq2seq", "seq2seq", ()),
