@@ -69,6 +69,10 @@ class RowEncoder:
         assert config.data.examples is not None
         self.fields, self.objective, self.tokenizer = config.data.examples, config.objective, tokenizer
         self.length, self.most = config.data.row_length, config.model.max_positions
+        self.limits = {
+            "data.row_length": self.length,
+            "objective.target_length": getattr(self.objective, "target_length", 0),
+        }
         self.bert = config.model.family == "bert"
         self.begin, self.end = [], [tokenizer.eod_id]
         if self.fields.messages:
@@ -161,8 +165,7 @@ class RowEncoder:
         """Shorten the longest of the texts until they fit. Raises DataError if they are not to be cut."""
         excess = sum(map(len, texts)) - room
         if excess > 0 and not self.fields.truncate:
-            limit = self.objective.target_length if isinstance(self.objective, SequenceToSequence) else 0
-            limit = limit if setting == "objective.target_length" else self.length
+            limit = self.limits[setting]
             advice = f"raise it (the model reads up to {self.most:,}), or " if limit < self.most else ""
             raise DataError(
                 f"{record[0]}: {room + excess:,} tokens of text, but {setting} {limit:,} leaves room for {room:,}: {advice}"
