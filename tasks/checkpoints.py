@@ -49,11 +49,10 @@ class Trained:
     @property
     def chat_template(self) -> str | None:
         """How a decoder read the conversations, or the prompts and answers, that it learned from; None if there were none."""
-        recipe = self.examples_recipe
-        if recipe is None or not isinstance(self.objective, Instruction):
+        if not isinstance(self.objective, Instruction):
             return None
-        assert recipe.data.examples is not None
-        return (recipe.data.examples.chat_template or TEMPLATE) if recipe.data.examples.messages else PROMPTS
+        examples = self.examples_recipe.data.examples if self.examples_recipe else None
+        return (examples.chat_template or TEMPLATE) if examples and examples.messages else PROMPTS
 
 
 def load_model(path: Path, device: torch.device) -> Trained:
