@@ -24,8 +24,8 @@ class Prompt:
     """Tokens that end the text."""
 
 
-def encode_prompt(text: str, objective: ObjectiveConfig, tokenizer: Tokenizer, begin: Sequence[int] = ()) -> Prompt:
-    """The prompt as a row of the objective; the names of its special tokens stand for these tokens. `begin` stands before
+def encode_prompt(text: str, objective: ObjectiveConfig, tokenizer: Tokenizer, start: Sequence[int] = ()) -> Prompt:
+    """The prompt as a row of the objective; the names of its special tokens stand for these tokens. `start` stands before
     a decoder's text instead of the end token.
 
     After span corruption a model writes what fills each `<extra_id_n>`; a prompt without them gets the first at its end,
@@ -53,4 +53,4 @@ def encode_prompt(text: str, objective: ObjectiveConfig, tokenizer: Tokenizer, b
         if first_id in ids:
             return Prompt(f"{text} → ", [pad_id], [*ids, end], (end,))
         return Prompt(text, [pad_id, first_id], [*ids, first_id, end], (end, second_id))
-    return Prompt(text, [*(begin or [end]), *ids], None, (end,))
+    return Prompt(text, [*(start or [end]), *ids], None, (end,))

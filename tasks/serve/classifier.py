@@ -13,7 +13,7 @@ from data.example_rows import Row, RowEncoder, first_tokens, row_encoder
 from data.example_table import table_of
 from data.examples import ExampleRows, collate_examples
 from tasks.checkpoints import Trained
-from tasks.embedding import batches
+from tasks.embedding import BATCH_TOKENS, CPU_BATCH_TOKENS, batches
 from tasks.evaluation.examples import scored_rows, softmax
 
 UNLIMITED = 1 << 30
@@ -34,14 +34,14 @@ class Reading:
 
 
 class Classifier:
-    def __init__(self, trained: Trained, batch_tokens: int):
-        """`trained` has the head of a task. `batch_tokens` are read at once, padding included."""
+    def __init__(self, trained: Trained):
+        """`trained` has the head of a task."""
         recipe, objective = trained.examples_recipe, trained.objective
         assert recipe is not None and recipe.data.examples is not None and isinstance(objective, Labelled | Regression)
         self.trained, self.recipe, self.objective = trained, recipe, objective
-        self.batch_tokens, self.longest = batch_tokens, self.recipe.data.row_length
-        self.fields = recipe.data.examples
+        self.longest, self.fields = recipe.data.row_length, recipe.data.examples
         self.device = next(trained.model.parameters()).device
+        self.batch_tokens = CPU_BATCH_TOKENS if self.device.type == "cpu" else BATCH_TOKENS
         self._encode_whole = row_encoder(_with_rows(self.recipe, UNLIMITED, truncate=False), trained.tokenizer)
         self._encode_cut = row_encoder(_with_rows(self.recipe, self.longest, truncate=True), trained.tokenizer)
         self._begin = len(RowEncoder(self.recipe, trained.tokenizer).begin)

@@ -1,6 +1,8 @@
 """Errors as OpenAI's clients know them: {"error": {message, type, param, code}}."""
 
 import logging
+import re
+from collections.abc import Sequence
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
@@ -15,7 +17,10 @@ INPUT = (
     "a text, a list of texts, a list of token ids, or a list of lists of token ids; "
     "lists must not be empty, and texts must be Unicode"
 )
-ANY_OF = {"input": INPUT, "prompt": INPUT, "stop": f"a text or a list of at most {MAX_STOPS} texts"}
+ANY_OF = {
+    "input": INPUT, "prompt": INPUT, "stop": f"a text or a list of at most {MAX_STOPS} texts",
+    "content": 'a text or a list of {"type": "text", "text": …}: pictures, sounds and files are not supported',
+}  # fmt: skip
 """Parameters of several forms."""
 TO_CLASSIFY = "a text, a list of texts, or a list of pairs or of words of each text; lists must not be empty"
 
@@ -62,19 +67,29 @@ def error_response(error: StarletteHTTPException) -> JSONResponse:
 def explain(error: RequestValidationError, path_called: str) -> ApiError:
     """The first thing that is wrong with a request."""
     first = error.errors()[0]
-    path = [str(part) for part in first["loc"] if part != "body"]
-    if first["type"] == "json_invalid" or not path:
+    where = _place(first["loc"])
+    if first["type"] == "json_invalid" or not where:
         return refuse(f"the body is not a JSON object of type application/json: {first['msg']}")
-    param = path[0].encode("utf-8", "replace").decode()
+    last_name = max(place for place, part in enumerate(where) if isinstance(part, str))
+    param, spelled, whole = str(where[0]), _spell(where), _spell(where[: last_name + 1])
     if first["type"] == "extra_forbidden":
-        return refuse(f"Unrecognized request argument supplied: {param}", param, "unknown_parameter")
+        return refuse(f"Unrecognized request argument supplied: {spelled}", param, "unknown_parameter")
     if first["type"] == "missing":
-        return refuse(f"you must provide the parameter {'.'.join(path)}", param, "missing_required_parameter")
-    if param == "input" and path_called == "/classify":
-        return refuse(f"{param} must be {TO_CLASSIFY}", param)
-    if param in ANY_OF:
-        return refuse(f"{param} must be {ANY_OF[param]}", param)
-    return refuse(f"{'.'.join(path)}: {first['msg']}", param)
+        return refuse(f"you must provide the parameter {spelled}", param, "missing_required_parameter")
+    if first["type"] == "none_required":
+        return refuse(f"{spelled} is not supported by this server: leave it out", param, "unsupported_parameter")
+    forms = TO_CLASSIFY if (path_called, whole) == ("/classify", "input") else ANY_OF.get(str(where[last_name]))
+    return refuse(f"{whole} must be {forms}" if forms else f"{spelled}: {first['msg']}", param)
+
+
+def _place(loc: Sequence[str | int]) -> list[str | int]:
+    """Names and numbers on the way to a value, without the kinds that pydantic tried for it."""
+    parts = [part if isinstance(part, int) else part.encode("utf-8", "replace").decode() for part in loc[1:]]
+    return parts[:1] + [p for p in parts[1:] if isinstance(p, int) or re.fullmatch(r"\w+", p)]
+
+
+def _spell(parts: Sequence[str | int]) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts)[1:]
 
 
 def add_handlers(app: FastAPI) -> None:

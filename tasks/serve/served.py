@@ -14,7 +14,7 @@ from data.prompt import Prompt, encode_prompt
 from data.tokenizer import Tokenizer
 from model import GPT, T5
 from tasks.checkpoints import Trained, load_model
-from tasks.embedding import CPU_BATCH_TOKENS, Embedder, frame
+from tasks.embedding import Embedder, frame
 from tasks.serve.classifier import Classifier, classifies
 from tasks.serve.limits import MAX_TOKENS
 
@@ -38,7 +38,7 @@ class Served:
     @cached_property
     def classifier(self) -> Classifier | None:
         """None of a model without labels."""
-        return Classifier(self.trained, CPU_BATCH_TOKENS) if classifies(self.trained) else None
+        return Classifier(self.trained) if classifies(self.trained) else None
 
     @cached_property
     def writer(self) -> GPT | T5 | None:

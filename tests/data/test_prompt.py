@@ -50,7 +50,7 @@ def test_sentinels_in_a_prompt_stand_for_themselves():
 
 def test_a_decoder_of_another_house_begins_with_its_own_token():
     assert encode("ab", CausalLM()).tokens == [END, *b"ab"]
-    assert encode_prompt("ab", CausalLM(), tokenizer_for(CausalLM()), begin=[7]).tokens == [7, *b"ab"]
+    assert encode_prompt("ab", CausalLM(), tokenizer_for(CausalLM()), start=[7]).tokens == [7, *b"ab"]
 
 
 def test_masks_stand_between_the_marks_of_a_row():

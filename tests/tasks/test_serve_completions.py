@@ -144,12 +144,15 @@ def test_parameters_that_ask_for_nothing_are_accepted(client):
 
 def test_chat_refuses_what_it_cannot_do(client):
     hello = [{"role": "user", "content": "Hi"}]
+    image = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
     tool = {"type": "function", "function": {"name": "f"}}
     for options, message in (
         ({"messages": hello, "tools": [tool]}, "tools is not supported"),
         ({"messages": hello, "response_format": {"type": "json_object"}}, "response_format is not supported"),
         ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "messages"),
         ({"messages": []}, "messages: .*at least 1 item"),
+        ({"messages": [{"role": "user", "content": [image]}]}, r"messages\[0\].content must be a text or a list of"),
+        ({"messages": [{**hello[0], "name": "Ada"}]}, r"messages\[0\].name is not supported by this server"),
         ({"messages": hello, "top_logprobs": 2}, "top_logprobs is only for logprobs=true"),
         ({"messages": hello, "max_tokens": 1, "max_completion_tokens": 2}, "give one of them"),
     ):
