@@ -43,8 +43,14 @@ def of_chat(tokenizer: Tokenizer, logged: Sequence[Logged]) -> dict[str, Any]:
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:
     """The text of one token; of a part of a character its name in the vocabulary."""
-    text = tokenizer.decode([token])
+    text = _text(tokenizer, token)
     return tokenizer.name_of(token) or text if INCOMPLETE in text else text
+
+
+def _text(tokenizer: Tokenizer, token: int) -> str:
+    """What the token adds to a text: alone, it may lose the space that it begins with."""
+    before = tokenizer.encode("a")
+    return tokenizer.decode([*before, token])[len(tokenizer.decode(before)) :]
 
 
 def _table(tokenizer: Tokenizer, one: Logged) -> dict[str, float | None]:
@@ -53,7 +59,7 @@ def _table(tokenizer: Tokenizer, one: Logged) -> dict[str, float | None]:
 
 
 def _entry(tokenizer: Tokenizer, token: int, logprob: float | None) -> dict[str, Any]:
-    text = tokenizer.decode([token])
+    text = _text(tokenizer, token)
     whole = INCOMPLETE not in text
     return {
         "token": token_text(tokenizer, token), "logprob": logprob, "bytes": list(text.encode()) if whole else None,

@@ -14,6 +14,7 @@ from model import generate
 from tasks.serve.logprobs import token_text
 from tasks.serve.served import Served
 from tests.tasks.serving import decoder, encoder, instructed, serving, translating
+from tests.tasks.test_text_stream import TOKENIZERS
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +199,15 @@ def test_log_probabilities_of_a_chat_are_the_same_in_a_stream(client, served):
         entry for chunk in chunks for piece in chunk.choices if piece.logprobs for entry in piece.logprobs.content
     ]
     assert [entry.token for entry in streamed] == [entry.token for entry in entries]
+
+
+@pytest.mark.parametrize(
+    "name", ["bytes", "byte-level BPE", "Metaspace", "Metaspace, first", "byte fallback", "WordPiece"]
+)
+def test_the_texts_of_tokens_keep_the_spaces_between_words(name):
+    ids = TOKENIZERS[name].encode("the cat and the mouse")
+    texts = "".join(token_text(TOKENIZERS[name], token) for token in ids)
+    assert texts.strip() == TOKENIZERS[name].decode(ids).strip() and texts.strip().count(" ") == 4
 
 
 def test_logged_tokens_end_where_a_stop_text_begins(client):
