@@ -15,7 +15,7 @@ GB = 1e9
 BLOCK = 4 * 2**20
 MOST, SECONDS = 64 * 2**20, 1.0
 """Bytes and seconds after which the speed of a disk is known well enough."""
-SHARE_IT = "put it on storage that all nodes mount (run.folder, data.datasets), and name it by the same absolute path"
+SHARE_IT = "put it on storage that all nodes mount (run.folder, the data), and name it by the same absolute path"
 
 
 def nearest(path: Path) -> Path:

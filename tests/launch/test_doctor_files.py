@@ -9,6 +9,7 @@ import pytest
 
 from launch.doctor import across, filesystem, labelled
 from launch.doctor.filesystem import Letters
+from launch.doctor.recipe import read_recipe
 
 MB = 10**6
 
@@ -154,3 +155,17 @@ def test_the_folder_that_a_run_starts_from(tmp_path):
     assert labelled.source(tmp_path / "none").status == labelled.source(tmp_path).status == "fail"
     (tmp_path / "config.json").write_text("{}")
     assert labelled.source(tmp_path).status == "ok"
+
+
+def test_a_recipe_says_which_examples_and_which_model_to_look_for(tmp_path):
+    (tmp_path / "r.yaml").write_text(f"""
+run: {{folder: {tmp_path}/runs, start_from: {tmp_path}/model}}
+data: {{examples: {{train: {tmp_path}/t.csv, valid: {tmp_path}/v.csv}}, row_length: 48}}
+model: {{family: bert, vocab_size: 640, num_layers: 2, hidden_size: 32, num_heads: 4, max_positions: 64}}
+objective: {{name: classification, labels: [x, y]}}
+batch: {{global_batch_size: 16, micro_batch_size: 16}}
+optimizer: {{lr: 5e-3}}
+schedule: {{steps: 20, warmup_steps: 4}}
+""")
+    needs = read_recipe(str(tmp_path / "r.yaml"), [], 1)
+    assert needs.labelled == (tmp_path / "t.csv", tmp_path / "v.csv") and needs.start_from == tmp_path / "model"

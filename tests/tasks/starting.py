@@ -18,7 +18,7 @@ def write_recipe(folder: Path, kind: str, tmp_path: Path, *options: str) -> RunC
     examples = write_examples(tmp_path / "examples.jsonl", kind)
     parser = argparse.ArgumentParser()
     finetune.add_arguments(parser)
-    task = "classification" if kind == "pair" else kind
+    task = {"pair": "classification", "conversation": "instruction"}.get(kind, kind)
     files = ("--train", str(examples), "--valid", str(examples), "--recipe", str(tmp_path / "r.yaml"))
     pair = ("--pair", "second") if kind == "pair" else ()
     options = (

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from config import CheckpointError, ConfigError
 from data.training import open_training
-from tests.tasks.hugging_face import BERT, GPT2, LLAMA, MODERNBERT, SIZES, T5, save
+from tests.tasks.hugging_face import BERT, GPT2, LLAMA, MODERNBERT, SIZES, T5, edit, save
 from tests.tasks.starting import started, write_recipe
 
 KV = dict(num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.2)
@@ -104,3 +104,18 @@ def test_markers_of_entities_get_rows_of_their_own(tmp_path):
     assert torch.equal(model.embed_tokens.weight[:261], theirs)
     new = model.embed_tokens.weight[261:]
     assert new.std().item() == pytest.approx(0.02, rel=0.2) and len(new.unique(dim=0)) == 4
+
+
+def test_conversations_are_read_by_the_model_s_own_template(tmp_path):
+    folder = tmp_path / "model"
+    save(folder, transformers.LlamaForCausalLM, LLAMA)
+    template = "{{ bos_token }}{% for m in messages %}<{{ m.role[0] }}>{{ m.content }};{% endfor %}"
+    template += "{% if add_generation_prompt %}<a>{% endif %}"
+    edit(folder / "tokenizer_config.json", chat_template=template, bos_token="[CLS]")
+    config = write_recipe(folder, "conversation", tmp_path, "objective.packing=false", "data.shuffle=none")
+    assert config.data.examples.messages == "messages" and config.data.examples.chat_template.endswith(template)
+    stream, tokenizer = open_training(config, 0, 1)
+    batch = stream.step(0)[0][0]
+    learned = batch.labels_BT[0][batch.labels_BT[0] >= 0]
+    assert tokenizer.decode(batch.tokens_BT[0]).startswith("[CLS]<u>the;<a>the the;<u>the;<a>the the")
+    assert batch.tokens_BT[0, 0] == tokenizer.ids_of(["[CLS]"])[0] and tokenizer.decode(learned) == "the the;the the;"
