@@ -15,8 +15,8 @@ import psutil
 
 from config import ConfigError
 
-PATIENCE_SECONDS = 600.0
-"""That a training gets to finish its step, save and leave."""
+PATIENCE_SECONDS = 100.0
+"""That the training of a dead worker gets to finish its step, save and leave; less than after which this one seems dead."""
 
 
 class Training:

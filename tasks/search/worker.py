@@ -51,6 +51,8 @@ class Worker:
             with self._signals():
                 while True:
                     self._heartbeat()
+                    if self.code:
+                        self._stop_trainings()
                     for running in list(self.running):
                         self._watch(running)
                     while not self.code and len(self.running) < self.jobs and self._begin():
@@ -63,15 +65,6 @@ class Worker:
                 running.training.kill()
                 interrupt(self.study, self._entry(running.trial))
 
-    def stop(self, code: int) -> None:
-        """Let what trains save and leave."""
-        if not self.code:
-            self.code = code
-            for running in self.running:
-                running.stop("stop")
-            if self.running:
-                self.say(f"stopping, once {', '.join(f'trial {r.number}' for r in self.running)} has saved")
-
     @contextmanager
     def _signals(self) -> Iterator[None]:
         """Ctrl-C and the signals of a cluster stop the search; a second Ctrl-C does not wait for trials to save."""
@@ -82,7 +75,7 @@ class Worker:
             if self.code and number == signal.SIGINT and time.monotonic() - since > IMPATIENT_AFTER_SECONDS:
                 raise KeyboardInterrupt
             since = since or time.monotonic()
-            self.stop(128 + number)
+            self.code = self.code or 128 + number
 
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
         before = {number: signal.signal(number, receive) for number in numbers}
@@ -91,6 +84,14 @@ class Worker:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def _stop_trainings(self) -> None:
+        """Let what trains save and leave."""
+        asked = [running for running in self.running if not running.asked_to]
+        for running in asked:
+            running.stop("stop")
+        if asked:
+            self.say(f"stopping, once {', '.join(f'trial {running.number}' for running in asked)} has saved")
 
     def _heartbeat(self) -> None:
         now = time.monotonic()
@@ -166,8 +167,7 @@ class Worker:
             self.say(f"trial {running.number} is continued by another worker")
             return
         self.say(f"trial {running.number} {what}")
-        if stop:
-            self.stop(stop)
+        self.code = self.code or stop
         if not self.keep_checkpoints:
             forget_checkpoints(self.question, self.study)
         self._check_hope()
