@@ -86,8 +86,9 @@ class Classifier:
         return found
 
     def _example(self, given: Any) -> dict[str, Any]:
-        """An example of it with any label: only the place of the label matters."""
-        label = self.labels[0] if self.labels else "0"
+        """An example of it with any label that is right anywhere: only its place matters."""
+        labels = self.labels or ("0",)
+        label = next((label for label in labels if not label.startswith("I-")), labels[0])
         if self.judges == "words":
             return {self.fields.label: [label] * len(given), self.fields.text: given}
         first, second = given if self.judges == "pairs" else (given, None)
