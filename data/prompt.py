@@ -1,5 +1,6 @@
 """What a model reads of a prompt: the row that its objective would have made of the text."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from data.specials import T5, special_names
 from data.tokenizer import Tokenizer
 
 MASK = "[MASK]"
+SPACE_BEFORE_HOLE = re.compile(r" (?=\[MASK\]|<extra_id_\d+>)")
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ def encode_prompt(text: str, objective: ObjectiveConfig, tokenizer: Tokenizer, s
         )
     if isinstance(objective, MaskedLM) and MASK not in text:
         text += MASK
-    ids, end = tokenizer.encode_with(text, special_names(objective)), tokenizer.eod_id
+    read = without_spaces(text, tokenizer) if isinstance(objective, MaskedLM | SpanCorruption) else text
+    ids, end = tokenizer.encode_with(read, special_names(objective)), tokenizer.eod_id
     if isinstance(objective, MaskedLM):
         cls_id, sep_id = tokenizer.ids_of(["[CLS]", "[SEP]"])
         return Prompt(text, [cls_id, *ids, sep_id], None, ())
@@ -54,3 +57,9 @@ def encode_prompt(text: str, objective: ObjectiveConfig, tokenizer: Tokenizer, s
             return Prompt(f"{text} → ", [pad_id], [*ids, end], (end,))
         return Prompt(text, [pad_id, first_id], [*ids, first_id, end], (end, second_id))
     return Prompt(text, [*(start or [end]), *ids], None, (end,))
+
+
+def without_spaces(text: str, tokenizer: Tokenizer) -> str:
+    """The text without the spaces before its holes, if a token of the tokenizer is a word with the space before it: what
+    was hidden in training had its space."""
+    return SPACE_BEFORE_HOLE.sub("", text) if len(tokenizer.encode(" a")) == 1 else text

@@ -5,8 +5,9 @@ import pytest
 from config import ConfigError
 from config.objective_schema import CausalLM, Contrastive, MaskedLM, PrefixLM, SpanCorruption
 from data.prompt import encode_prompt
-from data.specials import special_names
+from data.specials import BERT, T5, special_names
 from data.tokenizer import Tokenizer, byte_tokenizer
+from data.vocabulary import train_tokenizer
 
 END = 256
 
@@ -57,6 +58,20 @@ def test_masks_stand_between_the_marks_of_a_row():
     begin, separator, mask = tokenizer_for(MaskedLM()).ids_of(["[CLS]", "[SEP]", "[MASK]"])
     assert encode("a[MASK]b", MaskedLM()).tokens == [begin, *b"a", mask, *b"b", separator]
     assert encode("ab", MaskedLM()).text == "ab[MASK]"
+
+
+def test_a_hidden_word_had_its_space():
+    tokenizer = train_tokenizer(["the cat sat on a mat, and a cat slept on the mat " * 20], 300)
+    masked, spans = tokenizer.with_special_tokens(BERT), tokenizer.with_special_tokens(T5)
+    (mask,), (first,) = masked.ids_of(["[MASK]"]), spans.ids_of(["<extra_id_0>"])
+    assert encode_prompt("the [MASK] sat", MaskedLM(), masked).tokens[1:-1] == [
+        mask if number == tokenizer.encode(" cat")[0] else number for number in tokenizer.encode("the cat sat")
+    ]
+    assert encode_prompt("the <extra_id_0> sat", SpanCorruption(), spans).source[:-1] == [
+        first if number == tokenizer.encode(" cat")[0] else number for number in tokenizer.encode("the cat sat")
+    ]
+    byte = tokenizer_for(MaskedLM()).ids_of(["[MASK]"])
+    assert encode("a [MASK]", MaskedLM()).tokens[1:-1] == [*b"a ", *byte]
 
 
 def test_a_model_of_vectors_is_not_prompted():
