@@ -28,6 +28,8 @@ def run(options: argparse.Namespace) -> int:
 
     from tasks.checkpoints import load_model
 
+    if options.count < 1:
+        raise ConfigError(f"--count {options.count}: give at least 1")
     trained = load_model(options.model, torch.device("cpu"))
     tokenizer, weight_VD = trained.tokenizer, trained.model.embed_tokens.weight[: trained.tokenizer.vocab_size]
     for token, number in [(token, token_id(tokenizer, token)) for token in options.tokens]:

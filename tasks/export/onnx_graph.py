@@ -5,6 +5,7 @@ Letters: B rows, T row length, D width or number of scores.
 
 import contextlib
 import io
+import logging
 import warnings
 from pathlib import Path
 
@@ -73,6 +74,7 @@ def _write_graph(folder: Path, output: Output, config: TransformerConfig, tokens
     rows, length = torch.export.Dim("batch"), torch.export.Dim("length", max=config.max_positions)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of a torchvision that is not needed
         torch.onnx.export(
             output,
             tuple(inputs.values()),
