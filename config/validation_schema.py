@@ -7,7 +7,8 @@ from config.section import NonNegativeInt, PositiveInt, Section
 
 class ValidationSection(Section):
     """Loss on the held-out split, always the same rows. Of a language model also its exponential (perplexity) and, with a
-    byte-level tokenizer, its bits for each UTF-8 byte of the text among the targets, of hidden tokens under masked_lm."""
+    byte-level tokenizer, its bits for each UTF-8 byte of the text among the targets, of hidden tokens under masked_lm.
+    What a seq2seq or instruction model writes is judged by `python -m tasks evaluate --examples` (BLEU, chrF)."""
 
     every_steps: NonNegativeInt = 250
     """Steps between validations; the last step validates too; 0 turns validation off."""

@@ -81,13 +81,13 @@ def macro_f1(predicted: NDArray, right: NDArray) -> float:
 
 
 def entity_f1(rows: Predictions, labels: tuple[str, ...]) -> float:
-    """F1 of entities with the right bounds and the right type (strict IOB2); 1 if there are none on either side."""
+    """F1 of entities with the right bounds and the right type (strict IOB2); 0 if there are none on either side."""
     hits = total = 0
     for predicted, right in rows:
         found, true = (spans([labels[int(number)] for number in numbers]) for numbers in (predicted, right))
         hits += len(found & true)
         total += len(found) + len(true)
-    return 2 * hits / total if total else 1.0
+    return 2 * hits / total if total else 0.0
 
 
 def spans(tags: list[str]) -> set[Span]:

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,48 +18,54 @@ EXTRAS = {"lm_eval": "harness", "mteb": "mteb"}
 """What to install for a package; the others belong to `evaluate`."""
 
 
+MANY: dict[str, Any] = {"action": "extend", "nargs": "+", "default": []}
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="folder of a run, of a checkpoint, or in Hugging Face's layout")
     parser.add_argument("--out", type=Path, help=f"folder for {JSON_NAME} and {PAGE_NAME}")
-    many: dict[str, Any] = {"action": "extend", "nargs": "+", "default": []}
-    text = parser.add_argument_group("text")
-    text.add_argument("--text", **many, metavar="SOURCE", help="files or folders of text (as data prepare reads them)")
-    text.add_argument("--text-field", default="text", help="field of jsonl and parquet that holds the text (text)")
-    text.add_argument("--dataset", **many, type=Path, metavar="FOLDER", help="prepared datasets")
-    text.add_argument("--split", choices=("train", "valid"), default="valid", help="part of the datasets (valid)")
-    text.add_argument(
-        "--window", type=int, help="tokens the model reads at once (those of its training rows, else all it can)"
+    _add_text(parser.add_argument_group("text").add_argument)
+    add = parser.add_argument_group("labelled examples").add_argument
+    add("--examples", **MANY, metavar="FILE", help="examples like those a run was fine-tuned on")
+    add(
+        "--set",
+        **MANY,
+        metavar="SETTING",
+        help="how they are read: data.examples.text=FIELD, data.examples.truncate=true",
     )
-    text.add_argument(
-        "--stride", type=int, help="tokens between two windows of a decoder; less than --window slides them (--window)"
+    _add_vectors(parser.add_argument_group("vectors (encoders and decoders)").add_argument)
+    add = parser.add_argument_group("lm-evaluation-harness (decoders)").add_argument
+    add("--harness", **MANY, metavar="TASK", help="its tasks")
+    add("--harness-tasks", type=Path, metavar="FOLDER", help="task files (YAML) to take them from")
+    add("--limit", type=int, help="examples of each task (all)")
+    add("--shots", type=int, help="solved examples before each question (the task's)")
+
+
+def _add_text(add: Callable[..., Any]) -> None:
+    add("--text", **MANY, metavar="SOURCE", help="files or folders of text (as data prepare reads them)")
+    add("--text-field", default="text", help="field of jsonl and parquet that holds the text (text)")
+    add("--dataset", **MANY, type=Path, metavar="FOLDER", help="prepared datasets")
+    add("--split", choices=("train", "valid"), default="valid", help="part of the datasets (valid)")
+    add("--window", type=int, help="tokens the model reads at once (those of its training rows, else all it can)")
+    add("--stride", type=int, help="tokens between two windows of a decoder; less than --window slides them (--window)")
+    add("--rows", type=int, default=256, help="rows of a dataset that an encoder or T5 is judged by (256)")
+
+
+def _add_vectors(add: Callable[..., Any]) -> None:
+    add("--sts", **MANY, metavar="FILE", help="jsonl, csv or tsv with sentence1, sentence2, score")
+    add("--pairs", **MANY, metavar="FILE", help="jsonl, csv or tsv with sentence1, sentence2, label 0 or 1")
+    add("--retrieval", **MANY, metavar="FOLDER", help="corpus.jsonl, queries.jsonl, qrels/test.tsv (BEIR)")
+    files = {"nargs": 2, "action": "append", "default": [], "metavar": ("TRAIN", "TEST")}
+    add("--classify", **files, help="files with text, label")
+    add("--mteb", **MANY, metavar="TASK", help="tasks of MTEB")
+    add(
+        "--mteb-data",
+        type=Path,
+        metavar="FOLDER",
+        help="their data, as FOLDER/TASK (the cache of datasets, or the hub)",
     )
-    text.add_argument(
-        "--rows", type=int, default=256, help="rows of a dataset that an encoder or T5 is judged by (256)"
-    )
-    parser.add_argument(
-        "--examples", **many, metavar="FILE", help="labelled examples like those a run was fine-tuned on"
-    )
-    vectors = parser.add_argument_group("vectors (encoders and decoders)")
-    vectors.add_argument("--sts", **many, metavar="FILE", help="jsonl, csv or tsv with sentence1, sentence2, score")
-    vectors.add_argument(
-        "--pairs", **many, metavar="FILE", help="jsonl, csv or tsv with sentence1, sentence2, label 0 or 1"
-    )
-    vectors.add_argument(
-        "--retrieval", **many, metavar="FOLDER", help="corpus.jsonl, queries.jsonl, qrels/test.tsv (BEIR)"
-    )
-    vectors.add_argument(
-        "--classify", nargs=2, action="append", default=[], metavar=("TRAIN", "TEST"), help="files with text, label"
-    )
-    vectors.add_argument("--mteb", **many, metavar="TASK", help="tasks of MTEB whose data is in the local cache")
-    vectors.add_argument(
-        "--pooling", choices=("cls", "mean", "last"), help="vector of a text (as the model was trained)"
-    )
-    vectors.add_argument("--dimensions", type=int, help="first dimensions of the vectors to use (all)")
-    harness = parser.add_argument_group("lm-evaluation-harness (decoders)")
-    harness.add_argument("--harness", **many, metavar="TASK", help="its tasks")
-    harness.add_argument("--harness-tasks", type=Path, metavar="FOLDER", help="task files (YAML) to take them from")
-    harness.add_argument("--limit", type=int, help="examples of each task (all)")
-    harness.add_argument("--shots", type=int, help="solved examples before each question (the task's)")
+    add("--pooling", choices=("cls", "mean", "last"), help="vector of a text (as the model was trained)")
+    add("--dimensions", type=int, help="first dimensions of the vectors to use (all)")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -83,7 +89,9 @@ def run(options: argparse.Namespace) -> int:
 
             page = render(PAGE, model=options.model, results=results)
             options.out.mkdir(parents=True, exist_ok=True)
-            (options.out / JSON_NAME).write_text(json.dumps(as_json(options.model, results), indent=1) + "\n")
+            (options.out / JSON_NAME).write_text(
+                json.dumps(as_json(options.model, results), indent=1, allow_nan=False) + "\n"
+            )
             (options.out / PAGE_NAME).write_text(page, encoding="utf-8")
             print(f"\n{options.out / PAGE_NAME}")
     except ModuleNotFoundError as error:
@@ -122,7 +130,7 @@ def examples(options: argparse.Namespace, trained: "Trained", device: "torch.dev
     """What a fine-tuned model makes of each file of examples."""
     from tasks.evaluation.examples import on_examples
 
-    yield from (on_examples(trained, path, device) for path in options.examples)
+    yield from (on_examples(trained, path, device, options.set) for path in options.examples)
 
 
 def vectors(options: argparse.Namespace, trained: "Trained", device: "torch.device") -> "Iterator[Result]":
@@ -146,7 +154,8 @@ def mteb(options: argparse.Namespace, trained: "Trained", device: "torch.device"
     from tasks.embedding import Embedder
     from tasks.evaluation.mteb_tasks import run_tasks
 
-    yield from run_tasks(Embedder(trained, options.pooling, dimensions=options.dimensions), options.mteb)
+    embedder = Embedder(trained, options.pooling, dimensions=options.dimensions)
+    yield from run_tasks(embedder, options.mteb, options.mteb_data)
 
 
 def harness(options: argparse.Namespace, trained: "Trained", device: "torch.device") -> "Iterator[Result]":

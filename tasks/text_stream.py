@@ -39,7 +39,7 @@ class TextStream:
         found = [at for stop in self.stop if (at := self._held.find(stop)) >= 0]
         if found:
             self._write(self._held[: min(found)])
-            self._held = ""
+            self._held, self._tokens, self._told = "", [], 0
             raise StopText
         keep = max((_overlap(self._held, stop) for stop in self.stop), default=0)
         self._write(self._held[: len(self._held) - keep])

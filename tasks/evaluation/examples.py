@@ -11,14 +11,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from config import ConfigError, RunConfig
+from config import ConfigError, RunConfig, dump_recipe
+from config.load import apply_overrides, validate
+from config.recipe_yaml import parse_yaml
 from config.supervised_schema import Instruction, Labelled, Regression, SequenceToSequence, TokenClassification
 from data.batch import IGNORE, Batch
 from data.example_table import open_table
 from data.examples import ExampleRows, collate_examples
 from data.validation import fixed_batches
 from engine.objective import layout_of, to_device
-from model import generate
+from model import GPT, T5, generate
 from tasks import metrics
 from tasks.checkpoints import Trained
 from tasks.evaluation.result import Result
@@ -27,19 +29,22 @@ from tasks.evaluation.vectors import classified
 ROWS = 32
 MOST_NEW_TOKENS = 128
 """Of an answer to a prompt."""
+READING = ("data.row_length", "data.examples.")
+"""Settings of a recipe that say how examples are read, and how these begin."""
 
 
-def on_examples(trained: Trained, path: str, device: torch.device) -> Result:
-    """Report on a file in the format and with the fields of the model's training examples.
+def on_examples(trained: Trained, path: str, device: torch.device, settings: list[str] | None = None) -> Result:
+    """Report on a file in the format and with the fields of the model's training examples, or with other `settings`
+    (`data.examples.text=review`).
 
     Raises ConfigError if the model was not trained on examples; DataError for a bad line, a label that was not seen in
     training, or a text that is too long.
     """
-    recipe = trained.examples_recipe
-    if recipe is None:
+    if trained.examples_recipe is None:
         raise ConfigError(
             "--examples needs a run that was fine-tuned on examples (data.examples in its recipe), or its export"
         )
+    recipe = with_settings(trained.examples_recipe, settings) if settings else trained.examples_recipe
     objective = recipe.objective
     if isinstance(objective, Instruction):
         recipe = recipe.model_copy(update={"objective": objective.model_copy(update={"packing": False})})
@@ -59,6 +64,17 @@ def on_examples(trained: Trained, path: str, device: torch.device) -> Result:
     if isinstance(objective, TokenClassification) and any(name.startswith("B-") for name in objective.labels):
         return entities(result, objective.labels, rows)
     return result
+
+
+def with_settings(recipe: RunConfig, settings: list[str]) -> RunConfig:
+    """The recipe with other ways to read examples. Raises ConfigError for a setting that changes anything else."""
+    if other := [setting for setting in settings if not setting.startswith(READING)]:
+        raise ConfigError(
+            f"--set {other[0]}: the model is trained; set only how examples are read ({', '.join(READING)}…)"
+        )
+    document = parse_yaml(dump_recipe(recipe), "the run's recipe")
+    apply_overrides(document, settings)
+    return validate(document, RunConfig)
 
 
 def read_examples(recipe: RunConfig, trained: Trained, path: str) -> list[Batch]:
@@ -90,7 +106,8 @@ def scored_rows(
 
 def written_texts(trained: Trained, batches: list[Batch], device: torch.device) -> tuple[list[str], list[str]]:
     """References, and what the model writes greedily in their place: of a conversation its last answer."""
-    tokenizer, objective = trained.tokenizer, trained.objective
+    tokenizer, objective, model = trained.tokenizer, trained.objective, trained.model
+    assert isinstance(model, GPT | T5)
     most = objective.target_length if isinstance(objective, SequenceToSequence) else MOST_NEW_TOKENS
     references, written = [], []
     for batch in batches:
@@ -107,9 +124,8 @@ def written_texts(trained: Trained, batches: list[Batch], device: torch.device) 
             assert lengths_B is not None
             sources = [batch.source_BS[row, : lengths_B[row]].tolist() for row in rows]
         made = generate(
-            trained.model,  # type: ignore[arg-type]
-            prompts, sources=sources, max_new_tokens=most, stop_ids=(tokenizer.eod_id,), temperature=0.0,
-        )  # fmt: skip
+            model, prompts, sources=sources, max_new_tokens=most, stop_ids=(tokenizer.eod_id,), temperature=0.0
+        )
         written += [tokenizer.decode(tokens) for tokens in made.new_tokens]
     return references, written
 

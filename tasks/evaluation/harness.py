@@ -1,7 +1,9 @@
 """Our causal models in lm-evaluation-harness: its tasks, its prompts, its metrics."""
 
 import io
-from contextlib import suppress
+from collections import deque
+from dataclasses import fields
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +11,22 @@ import torch
 from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
-from lm_eval.models.utils import handle_stop_sequences
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from config import ConfigError
-from model import generate
+from model import GPT
+from model.decoder import Decoder, NewToken, Request
+from model.generation import inference
+from model.sampling import Sampling
 from tasks.checkpoints import Trained
 from tasks.evaluation.language import Window, score
 from tasks.evaluation.result import Result
 from tasks.text_stream import StopText, TextStream
 
+PROMPTS = 32
+"""Continued at the same time."""
 MOST_NEW_TOKENS = 256
 """Where a task does not say, as in the harness's own models."""
 
@@ -29,7 +36,8 @@ class HarnessModel(TemplateLM):
 
     def __init__(self, trained: Trained, device: torch.device):
         super().__init__()
-        self.trained, self._device = trained, device
+        assert isinstance(trained.model, GPT)
+        self.trained, self.network, self._device = trained, trained.model, device
         self.longest = trained.config.max_positions
 
     @property
@@ -54,45 +62,67 @@ class HarnessModel(TemplateLM):
                     f"a continuation of {len(continuation):,} tokens is longer than the model's {self.longest:,} positions"
                 )
             windows.append(Window([*context, *continuation][-(self.longest + 1) :], len(continuation)))
-        scores = score(self.trained.model, windows, self._device)  # type: ignore[arg-type]
+        scores = score(self.network, windows, self._device)
         return [(-float(found.nats_N.sum(dtype="float64")), bool(found.greedy_N.all())) for found in scores]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log probability of whole texts, in the harness's disjoint windows."""
-        totals = []
+        windows, counts = [], []
         for request in requests:
             tokens = self.tok_encode(request.args[0])
             rolling = get_rolling_token_windows(tokens, self.prefix_token_id, max_seq_len=self.longest, context_len=1)
-            windows = [(None, *make_disjoint_window(window)) for window in rolling]
-            totals.append(sum(log_probability for log_probability, _ in self._loglikelihood_tokens(windows)))
-        return totals
+            windows += (mine := [(None, *make_disjoint_window(window)) for window in rolling])
+            counts.append(len(mine))
+        found = iter(self._loglikelihood_tokens(windows))
+        return [sum(log_probability for log_probability, _ in islice(found, count)) for count in counts]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Continuations up to a stop text; greedy unless the task asks to draw."""
-        return [self._continue(*request.args) for request in requests]
+        """Continuations up to a stop text, `PROMPTS` at a time; greedy unless the task asks to draw. Of a prompt that leaves
+        no room for them, the beginning is left out. Raises ConfigError for settings that our decoder does not have."""
+        todo = deque((place, *self._request(place, *request.args)) for place, request in enumerate(requests))
+        decoder, texts, written = Decoder(self.network), {}, {}
+        with inference(self.network):
+            while todo or len(decoder):
+                while todo and len(decoder) < PROMPTS:
+                    place, request, stop = todo.popleft()
+                    (number,) = decoder.add(request)
+                    out = io.StringIO()
+                    texts[number] = place, out, TextStream(self.trained.tokenizer, out, stop)
+                for new in decoder.step():
+                    place, out, stream = texts[new.sequence]
+                    if _is_last(new, stream):
+                        decoder.remove(new.sequence)
+                        stream.finish()
+                        written[place] = out.getvalue()
+        return [written[place] for place in range(len(requests))]
 
-    def _continue(self, context: str, settings: dict[str, Any]) -> str:
-        tokenizer, longest = self.trained.tokenizer, self.longest
-        most = settings.get("max_gen_toks", MOST_NEW_TOKENS)
-        if most >= longest:
+    def _request(self, place: int, context: str, given: dict[str, Any]) -> tuple[Request, list[str]]:
+        """What the decoder is asked for the request at a place, and the stop texts."""
+        settings = normalize_gen_kwargs(given, MOST_NEW_TOKENS)
+        most, until, draw = (settings.pop(name) for name in ("max_gen_toks", "until", "do_sample"))
+        if unknown := sorted(settings.keys() - {field.name for field in fields(Sampling)}):
             raise ConfigError(
-                f"the task asks for up to {most:,} new tokens (max_gen_toks), but the model has {longest:,} positions in all: "
-                "lower max_gen_toks in the task's generation_kwargs"
+                f"the task's generation_kwargs have {unknown[0]}, which our decoder does not: leave it out"
             )
-        prompt = (self.tok_encode(context) or [self.eot_token_id])[-(longest - most) :]
-        written = io.StringIO()
-        stream = TextStream(tokenizer, written, handle_stop_sequences(settings.get("until"), eos=None))
-        with suppress(StopText):
-            generate(
-                self.trained.model,  # type: ignore[arg-type]
-                torch.tensor([prompt], device=self._device),
-                max_new_tokens=most,
-                temperature=settings.get("temperature", 0.0) if settings.get("do_sample") else 0.0,
-                stop_ids=(self.eot_token_id,),
-                on_token=stream.add,
+        if most >= self.longest:
+            raise ConfigError(
+                f"the task asks for up to {most:,} new tokens (max_gen_toks), but the model has {self.longest:,} positions in "
+                "all: lower max_gen_toks in the task's generation_kwargs"
             )
-        stream.close()
-        return written.getvalue().removesuffix("\n")
+        sampling = Sampling(**settings | {"seed": place}) if draw else Sampling(temperature=0.0)
+        prompt = (self.tok_encode(context) or [self.eot_token_id])[-(self.longest - most) :]
+        return Request(prompt, None, most, (self.eot_token_id,), sampling), handle_stop_sequences(until, eos=None)
+
+
+def _is_last(new: NewToken, stream: TextStream) -> bool:
+    """Whether a token ends its text, which gets it otherwise."""
+    if new.reason == "stop":
+        return True
+    try:
+        stream.add(0, new.token)
+    except StopText:
+        return True
+    return new.reason is not None
 
 
 def run_tasks(

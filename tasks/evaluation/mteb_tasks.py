@@ -1,5 +1,6 @@
-"""Our vectors in MTEB (arXiv:2210.07316): its tasks, whose data it takes from the local cache of `datasets`."""
+"""Our vectors in MTEB (arXiv:2210.07316): its tasks, on data from a folder or from the local cache of `datasets`."""
 
+from pathlib import Path
 from typing import Any
 
 import mteb
@@ -37,26 +38,43 @@ def _unit(vector_ND: Any) -> np.ndarray:
     return vector_ND / np.maximum(np.linalg.norm(vector_ND, axis=-1, keepdims=True), np.finfo(np.float32).tiny)
 
 
-def run_tasks(embedder: Embedder, tasks: list[str] | list[AbsTask]) -> list[Result]:
-    """One result for each task and subset, named as MTEB names it.
+def run_tasks(embedder: Embedder, tasks: list[str], folder: Path | None = None) -> list[Result]:
+    """One result for each task and subset, named as MTEB names it. `folder` has the data of each task in a folder of the
+    task's name, laid out as on the hub.
 
     Raises DataError if there is no such task or its data cannot be loaded.
     """
-    try:
-        chosen = [mteb.get_task(task) if isinstance(task, str) else task for task in tasks]
-    except KeyError as error:
-        raise DataError(f"MTEB has no such task: {error.args[0]}") from None
     results = []
-    for task in chosen:
+    for task in [_find(name, folder) for name in tasks]:
         try:
             found = mteb.evaluate(MtebModel(embedder), task, cache=None, show_progress_bar=False, co2_tracker=False)
         except (OSError, ConnectionError) as error:
             raise DataError(
                 f"the data of MTEB's {task.metadata.name} is not in the local cache and could not be fetched ({error}): "
-                "load it once on a machine with a connection, and copy the cache (HF_HOME)"
+                "download it on a machine with a connection, and give --mteb-data FOLDER"
+            ) from error
+        except KeyError as error:
+            raise DataError(
+                f"the data of MTEB's {task.metadata.name} has no {error}: it needs the splits and fields that the hub has"
             ) from error
         results += [_result(name, split, row) for one in found.task_results for name, split, row in _rows(one)]
     return results
+
+
+def _find(name: str, folder: Path | None) -> AbsTask:
+    try:
+        task = mteb.get_task(name)
+    except KeyError as error:
+        raise DataError(f"MTEB has no such task: {error.args[0]}") from None
+    if folder:
+        path = folder / task.metadata.name
+        if not path.is_dir():
+            raise DataError(
+                f"{path}: no such folder; download {task.metadata.dataset['path']} into it: "
+                f"hf download --repo-type dataset {task.metadata.dataset['path']} --local-dir {path}"
+            )
+        task.metadata = task.metadata.model_copy(update={"dataset": task.metadata.dataset | {"path": str(path)}})
+    return task
 
 
 def _rows(found: Any) -> list[tuple[str, str, dict[str, Any]]]:

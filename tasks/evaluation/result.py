@@ -1,5 +1,6 @@
 """What an evaluation found: numbers for the table and the JSON file, and what the page draws of them."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,16 @@ class Result:
 
 
 def as_json(model: Path, results: list[Result]) -> dict[str, Any]:
-    return {"model": str(model), "results": [asdict(result) for result in results]}
+    """Numbers that JSON does not know, such as the accuracy of no example, are null."""
+    return {"model": str(model), "results": [_plain(asdict(result)) for result in results]}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def as_table(results: list[Result]) -> str:

@@ -29,7 +29,7 @@ def similarity(embedder: Embedder, path: str) -> Result:
     first, second, scores = _columns(path, ("sentence1", "sentence2", "score"), (str, str, float))
     values = metrics.regression(scores, _cosines(embedder, first, second))
     named = {f"{name}_cosine": values[name] for name in ("spearman", "pearson")}
-    return Result("sts", path, "spearman_cosine", {**named, "pairs": len(scores)})
+    return Result("sts", path, "spearman_cosine", {**named, "pairs": len(scores)}, _cuts(embedder, [*first, *second]))
 
 
 def pairs(embedder: Embedder, path: str) -> Result:
@@ -37,7 +37,8 @@ def pairs(embedder: Embedder, path: str) -> Result:
     MTEB (arXiv:2210.07316)."""
     first, second, labels = _columns(path, ("sentence1", "sentence2", "label"), (str, str, int))
     values = metrics.binary(np.array(labels), _cosines(embedder, first, second))
-    return Result("pairs", path, "average_precision", {**values, "pairs": len(labels)})
+    settings = _cuts(embedder, [*first, *second])
+    return Result("pairs", path, "average_precision", {**values, "pairs": len(labels)}, settings)
 
 
 def search(embedder: Embedder, folder: str, split: str = "test") -> Result:
@@ -58,7 +59,8 @@ def search(embedder: Embedder, folder: str, split: str = "test") -> Result:
     lines = {name: [(float(k), values[f"{name}@{k}"]) for k in metrics.DEPTHS] for name in ("recall", "ndcg")}
     curve = Curve("By depth", "documents looked at", "mean over queries", lines)
     counts = {"queries": len(relevance), "documents": len(corpus)}
-    return Result("retrieval", folder, "ndcg@10", {**values, **counts}, {"split": split}, curves=[curve])
+    settings = {"split": split} | _cuts(embedder, [*corpus.values(), *queries.values()])
+    return Result("retrieval", folder, "ndcg@10", {**values, **counts}, settings, curves=[curve])
 
 
 def classes(embedder: Embedder, train: str, test: str) -> list[Result]:
@@ -77,7 +79,7 @@ def classes(embedder: Embedder, train: str, test: str) -> list[Result]:
     train_ND, test_ND = _encode(embedder, train_texts), _encode(embedder, test_texts)
     probe = LogisticRegression(max_iter=1000).fit(train_ND, train_N)
     near = KNeighborsClassifier(min(NEIGHBOURS, len(train_N)), metric="cosine").fit(train_ND, train_N)
-    settings = {"trained on": train, "examples": len(train_N)}
+    settings = {"trained on": train, "examples": len(train_N)} | _cuts(embedder, [*train_texts, *test_texts])
     return [
         classified("linear probe", test, test_N, probe.predict_proba(test_ND), names, settings),
         classified(
@@ -137,6 +139,12 @@ def _texts(path: Path) -> dict[str, str]:
 
 def _encode(embedder: Embedder, texts: Sequence[str]) -> Vectors:
     return embedder.encode(texts).numpy()
+
+
+def _cuts(embedder: Embedder, texts: Sequence[str]) -> dict[str, str]:
+    """Whether texts were read only in part."""
+    count = sum(len(row) > embedder.max_tokens for row in embedder.tokenize(texts))
+    return {"cut": f"{count:,} of {len(texts):,} texts at {embedder.max_tokens:,} tokens"} if count else {}
 
 
 def _cosines(embedder: Embedder, first: Sequence[str], second: Sequence[str]) -> NDArray[np.float64]:

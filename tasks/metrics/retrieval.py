@@ -3,7 +3,7 @@
 Letters: Q queries, K places of a ranking.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -14,7 +14,7 @@ DEPTHS = (1, 3, 5, 10, 100)
 
 def retrieval(
     relevance: Mapping[str, Mapping[str, float]],
-    rankings: Mapping[str, Sequence[Hashable]],
+    rankings: Mapping[str, Sequence[str]],
     depths: Sequence[int] = DEPTHS,
 ) -> dict[str, float]:
     """`recall@k`, `ndcg@k` for each depth k, and `mrr@k` for the largest.
@@ -34,9 +34,9 @@ def retrieval(
     return dict(zip(names, np.mean(rows, axis=0).tolist(), strict=True))
 
 
-def _of_query(grades: Mapping[str, float], ranking: Sequence[Hashable], depths: Sequence[int]) -> list[float]:
+def _of_query(grades: Mapping[str, float], ranking: Sequence[str], depths: Sequence[int]) -> list[float]:
     deepest = max(depths)
-    gain_K = np.array([max(grades.get(document, 0.0), 0.0) for document in ranking[:deepest]])  # type: ignore[call-overload]
+    gain_K = np.array([max(grades.get(document, 0.0), 0.0) for document in ranking[:deepest]])
     gain_K = np.pad(gain_K, (0, deepest - len(gain_K)))
     best_K = np.sort([grade for grade in grades.values() if grade > 0])[::-1][:deepest]
     relevant = sum(grade > 0 for grade in grades.values())

@@ -35,9 +35,9 @@ def entity_report(true: Tags, predicted: Tags) -> dict[str, dict[str, float]]:
     check_tags(true, predicted)
     lists = [list(map(list, tags)) for tags in (true, predicted)]
     report = classification_report(*lists, output_dict=True, zero_division=0, **_strict())
-    keys = {"precision": "precision", "recall": "recall", "f1-score": "f1", "support": "examples"}
+    keys = {"precision": "precision", "recall": "recall", "f1-score": "f1"}
     return {
-        name: {ours: float(row[theirs]) for theirs, ours in keys.items()}
+        name: {ours: float(row[theirs]) for theirs, ours in keys.items()} | {"examples": int(row["support"])}
         for name, row in report.items()
         if not name.endswith(" avg")
     }

@@ -29,8 +29,8 @@ def render(template: str, **values: Any) -> str:
 
 def shown(value: float) -> str:
     """A number as tables and pages show it."""
-    if isinstance(value, int) or (abs(value) < 1e15 and value == int(value)):
-        return f"{int(value):,}"
+    if isinstance(value, int):
+        return f"{value:,}"
     if math.isfinite(value) and 0 < abs(value) < 1e-3:
         return f"{value:.2e}"
     return f"{value:,.4f}" if abs(value) < 1e4 else f"{value:,.0f}"

@@ -54,7 +54,8 @@ class Axis:
     def ticks(self) -> list[Tick]:
         if self.log:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            values = [10.0**n for n in decades if self.low <= 10.0**n <= self.high]
+            steps = (1, 2, 5) if len(decades) < 4 else (1,)
+            values = [step * 10.0**n for n in decades for step in steps if self.low <= step * 10.0**n <= self.high]
         else:
             step = _round_step((self.high - self.low) / 5)
             values = [n * step for n in range(math.ceil(self.low / step), math.floor(self.high / step + 1e-9) + 1)]

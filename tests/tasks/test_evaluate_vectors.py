@@ -24,7 +24,7 @@ def encode(texts: Sequence[str]) -> torch.Tensor:
     return torch.nn.functional.normalize(vector_ND, dim=1).float()
 
 
-EMBEDDER = SimpleNamespace(encode=encode)
+EMBEDDER = SimpleNamespace(encode=encode, tokenize=lambda texts: [text.split() for text in texts], max_tokens=3)
 
 
 def sentence(*numbers: int) -> str:
@@ -54,8 +54,12 @@ def test_similarity_is_spearmans_of_sentence_transformers_cosines(tmp_path):
 def test_pairs_are_told_apart(tmp_path):
     alike = [{"sentence1": sentence(n), "sentence2": sentence(n, n), "label": 1} for n in range(5)]
     others = [{"sentence1": sentence(n), "sentence2": sentence(n + 9), "label": 0} for n in range(5)]
-    metrics = vectors.pairs(EMBEDDER, write(tmp_path / "pairs.jsonl", alike + others)).metrics
-    assert metrics["average_precision"] == metrics["best_accuracy"] == 1 and metrics["best_f1_threshold"] > 0.99
+    long = {"sentence1": sentence(1), "sentence2": sentence(1, 1, 1, 1), "label": 1}
+    result = vectors.pairs(EMBEDDER, write(tmp_path / "pairs.jsonl", [*alike, *others, long]))
+    assert result.settings == {"cut": "1 of 22 texts at 3 tokens"}
+    metrics = result.metrics
+    assert metrics["average_precision"] == pytest.approx(1) and metrics["best_accuracy"] == 1
+    assert metrics["best_f1_threshold"] > 0.99
 
 
 @pytest.fixture
@@ -136,25 +140,3 @@ def test_each_wrong_file_is_named(beir, tmp_path):
         file.write("q1\td99\t1\n")
     with pytest.raises(DataError, match=r"test\.tsv:22: document 'd99' is not among the 40"):
         vectors.search(EMBEDDER, str(beir))
-
-
-def test_mteb_measures_the_same(tmp_path):
-    pytest.importorskip("mteb")
-    import mteb
-    from datasets import Dataset
-
-    from tasks.evaluation.mteb_tasks import run_tasks
-
-    rows = [
-        {"sentence1": sentence(n, n + 1), "sentence2": sentence(n + 1, 59 - n), "score": float(DRAW.random())}
-        for n in range(20)
-    ]
-    task = mteb.get_task("STSBenchmark", languages=["eng"])
-    task.dataset, task.data_loaded = {"test": Dataset.from_list(rows)}, True
-    (theirs,) = run_tasks(EMBEDDER, [task])
-    ours = vectors.similarity(EMBEDDER, write(tmp_path / "sts.jsonl", rows))
-    assert theirs.metrics["cosine_spearman"] == pytest.approx(ours.metrics["spearman_cosine"], abs=1e-6)
-    assert theirs.metrics["main_score"] == theirs.metrics["cosine_spearman"]
-    assert theirs.settings == {"split": "test", "subset": "default"}
-    with pytest.raises(DataError, match="MTEB has no such task"):
-        run_tasks(EMBEDDER, ["NoSuchTask"])

@@ -1,6 +1,7 @@
 """lm-evaluation-harness on our model against its own Hugging Face model with the same weights, on local tasks."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -92,18 +93,41 @@ def test_requests_are_answered_as_by_the_harness_own_model(trained, tmp_path):
         assert one[0] == pytest.approx(other[0], rel=1e-5) and one[1] == other[1]
     texts = [Instance("loglikelihood_rolling", {}, (text,), 0) for text in ("short", "naïve 日本語 " * 20)]
     assert ours.loglikelihood_rolling(texts) == pytest.approx(theirs.loglikelihood_rolling(texts), rel=1e-5)
+    prompts = ["The model", "long " * 30, *(f"{n} tokens " * n for n in range(1, 6))]
     settings = {"until": ["\n\n"], "max_gen_toks": 10, "do_sample": False}
-    writing = [Instance("generate_until", {}, (text, settings), 0) for text in ("The model", "long " * 30)]
-    assert ours.generate_until(writing) == theirs.generate_until(writing)
+    writing = [Instance("generate_until", {}, (text, settings), 0) for text in prompts]
+    free = theirs.generate_until(writing)
+    assert ours.generate_until(writing) == free
+    ending = settings | {"until": [two for text in free for two in re.findall("[!-~]{2}", text)[:1]]}
+    writing = [Instance("generate_until", {}, (text, ending), 0) for text in prompts]
+    assert ours.generate_until(writing) == theirs.generate_until(writing) != free
+
+
+def test_texts_are_the_same_however_many_are_written_together(trained, monkeypatch):
+    from lm_eval.api.instance import Instance
+
+    from tasks.evaluation import harness
+
+    drawn = {"until": [], "max_gen_toks": 8, "do_sample": True, "temperature": 1.5, "top_p": 0.9}
+    requests = [Instance("generate_until", {}, (text, drawn), 0) for text in ("a", "a", "some more", "", "b" * 80)]
+    model = harness.HarnessModel(trained, torch.device("cpu"))
+    together = model.generate_until(requests)
+    assert len(set(together)) == len(requests)
+    monkeypatch.setattr(harness, "PROMPTS", 1)
+    assert model.generate_until(requests) == together
 
 
 def test_what_the_harness_cannot_do_is_said(trained, tasks):
+    from lm_eval.api.instance import Instance
+
     from tasks.evaluation.harness import HarnessModel, run_tasks
 
     with pytest.raises(ConfigError, match=r"no task 'chosing' in .*tasks \(3 there: choosing, reading, writing\)"):
         run_tasks(trained, torch.device("cpu"), ["chosing"], folder=tasks)
     model = HarnessModel(trained, torch.device("cpu"))
     with pytest.raises(ConfigError, match=r"up to 64 new tokens .* has 64 positions"):
-        model._continue("a", {"max_gen_toks": 64})
+        model.generate_until([Instance("generate_until", {}, ("a", {"max_gen_toks": 64}), 0)])
+    with pytest.raises(ConfigError, match="generation_kwargs have num_beams, which our decoder does not"):
+        model.generate_until([Instance("generate_until", {}, ("a", {"max_gen_toks": 6, "num_beams": 2}), 0)])
     with pytest.raises(ConfigError, match="a continuation of 65 tokens is longer than the model's 64 positions"):
         model._loglikelihood_tokens([(None, [1], [2] * 65)])

@@ -113,6 +113,51 @@ def test_calibration_in_closed_form():
         metrics.calibration([0, 2], [[0.5, 0.5], [0.6, 0.4]])
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_random_classes_as_in_scikit_learns_report(seed):
+    from sklearn.metrics import classification_report, log_loss
+
+    draw, names = np.random.default_rng(seed), ["a", "b", "rare", "never"]
+    true = draw.choice(4, 200, p=[0.5, 0.45, 0.05, 0])
+    probability = draw.dirichlet([0.3] * 4, 200)
+    predicted = probability.argmax(1)
+    theirs = classification_report(
+        true, predicted, labels=range(4), target_names=names, output_dict=True, zero_division=0
+    )
+    keys = {"precision": "precision", "recall": "recall", "f1": "f1-score", "examples": "support"}
+    for name, row in metrics.class_report(true, predicted, names).items():
+        assert row == pytest.approx({ours: theirs[name][key] for ours, key in keys.items()})
+    theirs = classification_report(true, predicted, output_dict=True, zero_division=0)
+    values = metrics.classification(true, predicted)
+    assert values["accuracy"] == pytest.approx(theirs["accuracy"])
+    for average in ("macro", "weighted"):
+        for ours in ("precision", "recall", "f1"):
+            assert values[f"{ours}_{average}"] == pytest.approx(theirs[f"{average} avg"][keys[ours]])
+    assert metrics.calibration(true, probability)["nll"] == pytest.approx(log_loss(true, probability, labels=range(4)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_validation_says_is_what_the_report_says(seed):
+    """engine/scores.py counts by itself, without scikit-learn, seqeval and scipy."""
+    from config.supervised_schema import Classification, Regression, TokenClassification
+    from engine.scores import score
+
+    draw, tags = np.random.default_rng(seed), ("O", "B-X", "I-X", "B-Y", "I-Y", "I-Z")
+    pair = draw.integers(0, 3, (2, 50))
+    found, values = score(Classification(labels=("a", "b", "c")), [pair]), metrics.classification(pair[1], pair[0])
+    assert found == pytest.approx({"accuracy": values["accuracy"], "f1": values["f1_macro"]})
+    rows = [draw.integers(0, 6, (2, length)) for length in draw.integers(1, 12, 40)]
+    found = score(TokenClassification(labels=tags), rows)
+    predicted, true = ([[tags[number] for number in row[side]] for row in rows] for side in (0, 1))
+    values = metrics.sequence(true, predicted)
+    assert 0 < values["f1"] < 1
+    assert found == pytest.approx({"accuracy": values["tag_accuracy"], "f1": values["f1"]})
+    assert score(TokenClassification(labels=tags), [np.zeros((2, 5), int)])["f1"] == 0.0
+    pair = draw.integers(0, 9, (2, 60)).astype(float)  # with ties
+    values = metrics.regression(pair[1], pair[0])
+    assert score(Regression(), [pair]) == pytest.approx({name: values[name] for name in ("pearson", "spearman")})
+
+
 def test_a_uniform_model_needs_the_logarithm_of_its_vocabulary():
     values = metrics.likelihood(10 * math.log(256), tokens=10, text_bytes=10)
     assert values["perplexity"] == pytest.approx(256) and values["bits_per_byte"] == pytest.approx(8)
