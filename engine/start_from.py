@@ -40,7 +40,7 @@ def open_source(folder: str) -> Source:
     """Raises CheckpointError or ConfigError if there is no intact model of a known architecture."""
     path = Path(folder)
     if (path / "config.json").is_file():
-        config, weights = load_hf(path, need_heads=False)
+        config, weights = load_hf(path, need_heads=False, pooler=True)
         shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
         return Source(path, config, shapes, lambda name, start, stop: weights[name].reshape(-1)[start:stop])
     checkpoint = find_checkpoint(path)

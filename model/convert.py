@@ -18,7 +18,7 @@ from model.hf import architecture, from_hf_config, read_objective, to_hf_config
 from model.task_head import set_task_head
 
 StateDict = dict[str, Tensor]
-HEAD = "lm_head."
+HEAD, POOLER = "lm_head.", "lm_head.pooler."
 BLOCK = re.compile(r"\.(\d+)\.")
 """Number of the block in a parameter's name."""
 TENSORFLOW_NORM = re.compile(r"(?<=LayerNorm\.)(gamma|beta)$")
@@ -26,18 +26,20 @@ TENSORFLOW_NORM = re.compile(r"(?<=LayerNorm\.)(gamma|beta)$")
 
 
 def load_hf(
-    folder: str | Path, *, need_heads: bool = True, objective: ObjectiveConfig | None = None
+    folder: str | Path, *, need_heads: bool = True, objective: ObjectiveConfig | None = None, pooler: bool = False
 ) -> tuple[TransformerConfig, StateDict]:
     """Config and weights, under our names and in the files' dtype, of a Hugging Face folder.
 
     The head is that of the `objective` (see `load_hf_objective`), else the language model's. Without `need_heads` others
-    are passed over, and the weights have ours (`lm_head`) only if it is whole.
+    are passed over, and the weights have ours (`lm_head`) only if it is whole. With `pooler`, BERT's is among the weights
+    wherever there is one: heads of tasks begin with it.
     Raises ConfigError when the architecture is not one of ours, CheckpointError when files or weights are missing.
     """
     folder = Path(folder)
     config = from_hf_config(_read_config(folder), source=str(folder / "config.json"))
     tensors = _read_tensors(folder)
     state, expected = from_hf_names(config, tensors, objective), _shapes(config, objective)
+    poolers = {name: tensor for name, tensor in state.items() if pooler and name.startswith(POOLER)}
     if not need_heads:
         prefix = architecture(config).prefix
         prefixed = any(prefix and key.startswith(prefix) for key in tensors)
@@ -47,7 +49,7 @@ def load_hf(
             expected = {name: shape for name, shape in expected.items() if not name.startswith(HEAD)}
         state = {name: tensor for name, tensor in state.items() if name in expected or not name.startswith(HEAD)}
     _check(expected, state, folder)
-    return config, state
+    return config, {**state, **poolers}
 
 
 def load_hf_objective(folder: str | Path) -> Classification | TokenClassification | Regression | None:
