@@ -1,4 +1,4 @@
-"""A search of real trainings: an absurd rate costs few steps, Ctrl-C loses nothing, and the best recipe trains."""
+"""A search of real trainings: an absurd rate costs few steps, Ctrl-C loses nothing, and the best recipe is one."""
 
 import json
 import signal
@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from config import load_recipe
 from tests.conftest import ROOT, environment, losses, train
 from tests.test_resume import steps_done, wait_until
 
@@ -16,7 +17,7 @@ SETTINGS = ("schedule.steps=60", "validation.every_steps=10", "checkpoint.every_
 
 
 def test_a_search_of_real_trainings(recipe, tmp_path):
-    words = ["search", str(recipe), *SETTINGS, "--sampler", "grid", "--space", "optimizer.lr=2e-2,1e-6,2e-6,1e3"]
+    words = ["search", str(recipe), *SETTINGS, "--sampler", "grid", "--space", "optimizer.lr=2e-2,1e-6,1e3"]
     command, folder = [sys.executable, "-m", "tasks", *words], tmp_path / "runs/tiny-search"
 
     def start() -> subprocess.Popen:
@@ -33,10 +34,10 @@ def test_a_search_of_real_trainings(recipe, tmp_path):
     assert search.returncode == 0, output
 
     trials = json.loads((folder / "search.json").read_text())["trials"]
-    assert len(trials) == 4 and trials[0]["state"] == "complete"
+    assert len(trials) == 3 and trials[0]["state"] == "complete"
     assert list(losses(folder / "trial_0000")) == list(range(1, 61))
     assert {trial["state"] for trial in trials[1:]} <= {"pruned", "diverged"}
-    assert sum(trial["steps"] for trial in trials[1:]) < 150, "of 180"
-    best = train(folder / "best.yaml", "run.name=again")
-    assert best.returncode == 0, best.stderr
-    assert losses(tmp_path / "runs/again") == losses(folder / "trial_0000")
+    assert sum(trial["steps"] for trial in trials[1:]) < 100, "of 120"
+    plan = train(folder / "best.yaml", "--dry-run")
+    assert plan.returncode == 0, plan.stderr
+    assert load_recipe(str(folder / "best.yaml")).optimizer.lr == 2e-2
