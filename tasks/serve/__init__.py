@@ -49,6 +49,8 @@ def run(options: argparse.Namespace) -> int:
     from tasks.serve.served import load
     from tasks.serve.server import serve
 
+    if not 0 <= options.port < 65536:
+        raise ConfigError(f"--port {options.port}: ports are 0 to 65535")
     limits = Limits(
         max_batch_tokens=options.max_batch_tokens,
         max_batch_rows=options.max_batch_rows,
