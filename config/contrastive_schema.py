@@ -14,7 +14,7 @@ class Similarity(Section):
     pooling: Literal["cls", "mean", "last"] = "mean"
     """Vector of a row: the hidden state of its first or its last token, or the mean over its tokens."""
     temperature: Annotated[float, Field(ge=0.01)] = 0.05
-    """Divides the cosine similarities; where the learnable temperature starts."""
+    """Divides the cosine similarities; where the learnable temperature starts, unless `run.start_from` has learned one."""
     learnable_temperature: bool = False
     """Train the temperature, as a logarithm and never below 0.01 (CLIP, arXiv:2103.00020)."""
     negatives_from: Literal["micro_batch", "global_batch"] = "micro_batch"

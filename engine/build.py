@@ -113,11 +113,11 @@ def build_engine(config: RunConfig, world: World, *, resuming: bool = False) -> 
         )
         set_task_head(model, config.objective)
     fill_weights(model, config.model, config.run.seed)
+    add_temperature(model, config.objective)
     weights = "those of the checkpoint" if resuming else f"drawn from seed {config.run.seed}"
     if config.run.start_from and not resuming:
         weights = together(lambda: start_from(model, config.model, config.run.start_from), world)
     tuner = add_adapter(model, config)
-    add_temperature(model, config.objective)
     if shared > 1:
         share_rows(model, shared)
     if compiled.value:

@@ -25,10 +25,10 @@ class Reference:
         self.model = build(config.model, kernel="reference")
         set_task_head(self.model, config.objective)
         init_weights(self.model, config.model, config.run.seed)
+        add_temperature(self.model, config.objective)
         if config.run.start_from:
             start_from(self.model, config.model, config.run.start_from)
         add_adapter(self.model, config)
-        add_temperature(self.model, config.objective)
         self.model.to(device)
         self.objective = choose_objective(config.objective, alone=True)
         self.owners = ownership(self.model, config.optimizer)

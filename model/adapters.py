@@ -46,8 +46,8 @@ class Bottlenecked(nn.Module):
 
 
 def add_adapter(model: nn.Module, config: RunConfig) -> Any:
-    """Freeze the model, but for a task's new head, and put the recipe's adapter into it, with initial weights that depend
-    on the seed alone.
+    """Freeze the model, but for a task's new head and a learnable temperature, and put the recipe's adapter into it, with
+    initial weights that depend on the seed alone.
 
     Returns peft's tuner, which allocates AdaLoRA's ranks; None if peft has no part in it. Raises ConfigError if peft is
     needed and not installed.
@@ -63,8 +63,14 @@ def add_adapter(model: nn.Module, config: RunConfig) -> Any:
             _add_bottlenecks(model, adapter)
         else:
             tuner = _tuner(model, adapter, config.model, config.schedule.steps)
-    if isinstance(config.objective, HEADED):
-        model.lm_head.requires_grad_(True)
+            module: Any  # of peft's classes, or any other
+            for module in model.modules():
+                if hasattr(module, "cast_input_dtype_enabled"):
+                    module.cast_input_dtype_enabled = False  # autocast does it, with fewer copies
+    new = ("temperature.", "lm_head.") if isinstance(config.objective, HEADED) else ("temperature.",)
+    for name, parameter in model.named_parameters():
+        if name.startswith(new):
+            parameter.requires_grad_(True)
     return tuner
 
 

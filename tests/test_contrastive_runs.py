@@ -46,6 +46,30 @@ def test_a_run_continues_as_if_it_had_not_stopped_and_notices_other_pairs(pairs,
     assert refused.returncode == 2 and "content of" in refused.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", ["none", "lora"])
+def test_a_run_starts_where_another_ended(pairs, corpus, tmp_path, adapter):
+    """With its weights, its learned temperature and its tokens."""
+    learnable = ["objective.learnable_temperature=true", "objective.temperature=0.5", "optimizer.lr=3e-2"]
+    first = train(*pairs, *learnable, f"data.pairs.tokenizer={corpus}", "schedule.steps=20", "run.name=first")
+    assert first.returncode == 0, first.stderr
+    still = [
+        "optimizer.lr=1e-12",
+        "schedule.steps=1",
+        "schedule.warmup_steps=0",
+        "validation.every_steps=1",
+        f"adapter.name={adapter}",
+    ]
+    second = train(*pairs, *learnable, *still, "run.name=second", f"run.start_from={tmp_path}/runs/first")
+    assert second.returncode == 0, second.stderr
+    begun, ended, again = (
+        next(r for r in records if "validation_loss" in r)["validation_loss"]
+        for records in (metrics(tmp_path / "runs/first"), metrics(tmp_path / "runs/first")[::-1],
+                        metrics(tmp_path / "runs/second"))
+    )  # fmt: skip
+    assert again == pytest.approx(ended, abs=1e-5) and abs(ended - begun) > 0.01
+
+
 def test_a_mistake_in_the_pairs_is_reported_before_training(pairs, corpus, tmp_path):
     (tmp_path / "pairs.jsonl").write_text('{"anchor": "a", "positive": ""}\n')
     result = train(*pairs, f"data.pairs.tokenizer={corpus}")

@@ -16,6 +16,7 @@ from engine.grad_cache import cached_objectives
 from engine.objective import choose_objective, layout_of
 from engine.reference import Reference
 from engine.similarity import candidates_of, info_nce
+from model import build, compile_blocks, init_weights
 from tests.ranks import run_ranks
 from tests.tiny import tiny_config
 from tests.workers.contrastive import curves, first_steps
@@ -73,7 +74,8 @@ def test_ranks_micro_batches_and_stages_give_the_gradients_of_one_whole_batch(pa
     loss, gradients = reference.gradients(stream.step(0)[0])
     one = run_ranks(1, first_steps, [case_on(pairs, micro) for micro in (8, 4, 2, 1)])[0]
     stages = ["zero0", "zero1", "zero2", "zero3"]
-    two = run_ranks(2, first_steps, [case_on(pairs, micro, stage) for stage in stages for micro in (2, 1)])[0]
+    cases = [case_on(pairs, micro, stage) for stage in stages for micro in (2, 1)]
+    two = run_ranks(2, first_steps, [case_on(pairs, 4), *cases])[0]  # the first in one forward pass, without GradCache
     held_out = one[0][2]
     for found_loss, found, found_held_out in [*one, *two]:
         assert found_loss == pytest.approx(loss, abs=1e-6)
@@ -120,6 +122,25 @@ def test_the_second_pass_draws_the_dropout_of_the_first(pairs, dropout):
     assert sum(int(loss.count) for loss in losses) == int(expected.count) == 8
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert largest_difference(found, gradients) <= 5e-6 * max(g.abs().max().item() for g in gradients.values())
+
+
+@pytest.mark.slow
+def test_compiled_blocks_draw_the_same_dropout_without_and_with_a_graph():
+    """The two passes are compiled apart."""
+    config = tiny_config(model={"preset": "gpt2", "num_kv_heads": 4, "num_layers": 1, "dropout": 0.3})
+    model = build(config.model).train()
+    init_weights(model, config.model, 0)
+    compile_blocks(model)
+    tokens = torch.arange(96).view(4, 24) % 64
+
+    def hidden(seed: int, learns: bool) -> torch.Tensor:
+        torch.manual_seed(seed)
+        with torch.set_grad_enabled(learns):
+            return model(tokens).detach()
+
+    first = hidden(3, learns=False)
+    assert torch.equal(first, hidden(3, learns=True))
+    assert (first - hidden(4, learns=True)).abs().max() > 0.1
 
 
 def vectors(rows: int, width: int = 6) -> torch.Tensor:
