@@ -65,12 +65,13 @@ class Activations:
         return 0 if isinstance(self.config.objective, Similarity | Labelled | Regression) else tokens
 
     def head_kept(self) -> int:
-        """The head's gradients, which it computes in the forward pass (model/head.py): of its weights in fp32, and of its
-        inputs."""
+        """The head's gradients, which it computes in the forward pass (model/head.py): of its weights in fp32, unless an
+        adapter leaves them frozen, and of its inputs."""
         model, tokens = self.config.model, self.predicted_tokens
         if not tokens:
             return 0
-        size = FP32 * model.vocab_size * model.hidden_size + tokens * model.hidden_size * self.arithmetic.product
+        weights = FP32 * model.vocab_size * model.hidden_size if self.config.adapter.name == "none" else 0
+        size = weights + tokens * model.hidden_size * self.arithmetic.product
         if isinstance(model, BertConfig):  # the transform's input, result and activation, and the norm's
             size += tokens * model.hidden_size * (3 * self.arithmetic.product + self.arithmetic.weight)
         return size

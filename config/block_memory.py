@@ -9,6 +9,7 @@ without the scores, which attention does not keep).
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from config.adapter_schema import ATTENTION, Houlsby, LowRank, target_matrices
 from config.schema import RunConfig
 from config.t5_schema import T5Config
 
@@ -76,22 +77,31 @@ class BlockMemory:
 
     def whole(self, stack: Stack) -> int:
         """Of one token everything that a block keeps."""
-        return self._attention(stack) + self._ffn() + (self._cross(stack) if stack.source else 0)
+        cross = self._cross(stack) if stack.source else 0
+        return self._attention(stack) + self._ffn() + cross + self._adapter(stack)
 
     def of_the_batch(self, length: int) -> int:
         """Of one block, whatever the number of rows: the mask of an attention that has one."""
         if self.config.engine.kernel == "reference":
             return length * length
-        if not self._biased or self._kind(length, bias=True) == "products":
+        kind = self._kind(length, bias=True)
+        if not self._biased or kind == "products":
             return 0
-        heads = self.config.model.num_heads * self.arithmetic.product if self.arithmetic.gpu else 1
+        heads = self.config.model.num_heads * self.arithmetic.product if kind == "flash" else 1
         return heads * length * length
 
     def norm(self, width: int) -> int:
-        """A norm's input and statistics; a CPU's RMSNorm also keeps what it multiplies with its weights, all in fp32."""
+        """A norm's input and statistics."""
         if self.config.model.norm == "layernorm":
             return width * self.arithmetic.weight + 2 * FP32
-        return width * (self.arithmetic.weight if self.arithmetic.fused else 2 * FP32) + FP32
+        return width * self._rms_norm + FP32
+
+    @property
+    def _rms_norm(self) -> int:
+        """Of one element. A CPU's RMSNorm also keeps what it multiplies with weights that are trained, all in fp32."""
+        if self.arithmetic.fused:
+            return self.arithmetic.weight
+        return FP32 * (2 if self.config.adapter.name == "none" else 1)
 
     def mask(self, number: int) -> int:
         """Bytes of an element of dropout's mask."""
@@ -99,11 +109,11 @@ class BlockMemory:
 
     def _attention(self, stack: Stack) -> int:
         """Its norm, the inputs of its products, queries, keys, values and output, and its dropout."""
-        arithmetic, (queries, keys) = self.arithmetic, self._heads
-        size = self.norm(self.config.model.hidden_size) + self._inputs(3)
+        queries, keys = self._heads
+        size = self.norm(self.config.model.hidden_size) + self._inputs("q_proj", "k_proj", "v_proj")
         if self.config.model.qk_norm:
             # An RMSNorm of each head; autocast makes an fp32 copy of its input.
-            size += (queries + keys) * (arithmetic.weight if arithmetic.fused else 2 * FP32)
+            size += (queries + keys) * self._rms_norm
         length, copies = self._seen(stack)
         masked = copies > 1 or self.config.data.document_masking
         if masked and not self.arithmetic.gpu and self._kind(length, bias=True) == "flash":
@@ -113,7 +123,7 @@ class BlockMemory:
     def _cross(self, stack: Stack) -> int:
         """The same of attention to a source, whose keys and values are divided among the target's tokens."""
         queries, keys = self._heads
-        size = self.norm(self.config.model.hidden_size) + self._inputs(1)
+        size = self.norm(self.config.model.hidden_size) + self._inputs("q_proj")
         shared = stack.source / stack.length
         copies = 2 * self.config.model.hidden_size * self.arithmetic.product if self._copies(2) == 2 else 0
         size += int(shared * copies) + self._mix(stack.source, queries, int(shared * keys), bias=False)
@@ -138,7 +148,8 @@ class BlockMemory:
             return "flash"
         if self.arithmetic.product == 2 and length <= SHORT_ROW:
             return "products"
-        return "math" if model.dropout or (bias and self._biased) else "flash"
+        trained_bias = bias and self._biased and self.config.adapter.name == "none"
+        return "math" if model.dropout or trained_bias else "flash"
 
     def _seen(self, stack: Stack) -> tuple[int, int]:
         """Keys that a token meets, and how often each is copied: a CPU cuts windows into blocks (model/kernels/local.py)."""
@@ -163,16 +174,37 @@ class BlockMemory:
         copies = 1 if model.activation == "relu" else 2
         if model.gated:
             copies = 3 if self.arithmetic.compiled else 4  # gate, up, their product; the activated gate
+        if model.activation != "relu" and not self._learning("down_proj"):
+            copies -= 1  # what only the last matrix needs
         size = copies * product + (self.mask(product) + product if model.ffn_dropout else 0)
-        inputs = self.norm(model.hidden_size) + self._inputs(2 if model.gated else 1)
+        inputs = self.norm(model.hidden_size) + self._inputs("gate_proj", "up_proj")
         return inputs + size * model.ffn_width // self._slices + self._dropout(model.hidden_size)
+
+    def _adapter(self, stack: Stack) -> int:
+        """Inputs of an update's second factors; of a bottleneck those of both layers and of its activation."""
+        adapter, cross, product = self.config.adapter, bool(stack.source), self.arithmetic.product
+        if isinstance(adapter, Houlsby):
+            return (2 + cross) * (self.config.model.hidden_size + 2 * adapter.bottleneck) * product
+        if isinstance(adapter, LowRank):
+            names = target_matrices(adapter, self.config.model)
+            return sum(1 + (cross and name in ATTENTION) for name in names) * adapter.rank * product
+        return 0
+
+    def _learning(self, *names: str) -> int:
+        """How many of a block's matrices are trained, or have an update that is, so that their inputs are kept."""
+        adapter, model = self.config.adapter, self.config.model
+        if adapter.name == "none":
+            return len(names) - (not model.gated and "gate_proj" in names)
+        return sum(isinstance(adapter, LowRank) and name in target_matrices(adapter, model) for name in names)
 
     def _copies(self, products: int) -> int:
         """Copies of one input of several products: autocast makes one for each."""
         return products if self.arithmetic.casts and not self.arithmetic.compiled else 1
 
-    def _inputs(self, products: int) -> int:
-        return self._copies(products) * self.config.model.hidden_size * self.arithmetic.product
+    def _inputs(self, *names: str) -> int:
+        """Of matrices that share their input."""
+        learning = self._learning(*names)
+        return self._copies(learning) * self.config.model.hidden_size * self.arithmetic.product if learning else 0
 
     def _dropout(self, width: int) -> int:
         return width * self.mask(self.arithmetic.product) if self.config.model.dropout else 0

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from config.adapter_schema import adapter_parameters
 from config.batch_ramp import rows_after
 from config.contrastive_schema import Similarity
 from config.count import ParameterCounts, count_parameters, sample_flops
@@ -9,6 +10,7 @@ from config.errors import ConfigError
 from config.objective_schema import row_shape
 from config.parallel import data_rank_and_size
 from config.schema import RunConfig
+from config.supervised_schema import HEADED
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,11 @@ class Derived:
     """After the ramp, as accumulation_steps."""
     total_rows: int
     parameters: ParameterCounts
+    """Of the model, without an adapter's."""
+    adapter: int
+    """Parameters of the adapter."""
+    trained: int
+    """Parameters that have gradients and moments: an adapter's with a task's new head, or else all."""
     flops_per_token: int
     """Forward and backward for one token of text; see config/count.py."""
     batch_equation: str
@@ -52,6 +59,9 @@ def derive(config: RunConfig, world_size: int) -> Derived:
     if isinstance(config.objective, Similarity):
         _check_negatives(config.objective, micro * readers, min([rows, *sizes.values()]))
     accumulation = rows // (micro * readers)
+    parameters = count_parameters(config.model, config.objective)
+    adapter = adapter_parameters(config.adapter, config.model)
+    head = parameters.head if isinstance(config.objective, HEADED) else 0
     return Derived(
         world_size=world_size,
         data_parallel=readers,
@@ -59,7 +69,9 @@ def derive(config: RunConfig, world_size: int) -> Derived:
         tokens_per_row=length,
         tokens_per_step=rows * length,
         total_rows=rows_after(batch, config.schedule.steps, length),
-        parameters=count_parameters(config.model, config.objective),
+        parameters=parameters,
+        adapter=adapter,
+        trained=adapter + head if adapter else parameters.total,
         flops_per_token=sample_flops(config.model, config.objective, shape) // length,
         batch_equation=f"{rows:,} rows = {micro:,} micro × {accumulation:,} accumulation × "
         f"{_readers_in_words(readers, world_size // readers)}; "

@@ -79,6 +79,7 @@ def _resident(states: States, kind: str) -> tuple[Parts, Parts]:
         "weights within a node (hpZ)": states.secondary_weights(),
         "gradients": states.kept_gradients(),
         "optimiser": states.optimizer(),
+        "rank allocation (AdaLoRA)": states.rank_allocation(),
     }
     host = states.host()
     parts |= dict.fromkeys(host.keys() & parts.keys(), 0)

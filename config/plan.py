@@ -9,7 +9,7 @@ from config.derive import Derived, ranks_in_words
 from config.device import DeviceInfo
 from config.memory import Memory, estimate_memory
 from config.schema import RunConfig
-from config.zero_memory import moments
+from config.zero_memory import kept_moments
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Plan:
     steps: int
     memory: Memory
     checkpoint_bytes: int
-    """One checkpoint: weights and the optimiser's moments in fp32, 12 bytes a parameter for adamw."""
+    """One checkpoint: weights and the optimiser's moments in fp32, 12 bytes a trained parameter for adamw."""
     keep_last: int
 
     def __str__(self) -> str:
@@ -31,7 +31,7 @@ class Plan:
         derived, counts = self.derived, self.derived.parameters
         per_parameter = derived.total_tokens / counts.total
         return [
-            ("parameters", f"{counts.total:>16,}"),
+            ("parameters", f"{counts.total + derived.adapter:>16,}"),
             *_numbers(
                 {
                     "embedding": counts.embedding,
@@ -40,8 +40,10 @@ class Plan:
                     "feed-forward": counts.ffn,
                     "norms": counts.norms,
                     "head": counts.head,
+                    "adapter": derived.adapter,
                 }
             ),
+            *([("trained", f"{derived.trained:>16,}")] if derived.adapter else []),
             ("batch", derived.batch_equation),
             ("run", f"{self.steps:,} steps, {derived.total_tokens:,} tokens, {per_parameter:,.1f} per parameter"),
             ("compute", f"{derived.total_flops:.3g} FLOPs, {derived.flops_per_token:,} a token"),
@@ -65,12 +67,13 @@ def plan(config: RunConfig, derived: Derived, ds_json: dict[str, Any], device: D
     precision = next((p for p in ("bf16", "fp16") if ds_json[p]["enabled"]), None)
     precision = precision or ("bf16_autocast" if ds_json["torch_autocast"]["enabled"] else "fp32")
     stage = ds_json["zero_optimization"]["stage"]
+    weights = derived.parameters.total + derived.adapter
     return Plan(
         name=f"{config.run.name}: {_ranks(config, derived)}, ZeRO stage {stage}, {precision}",
         derived=derived,
         steps=config.schedule.steps,
         memory=estimate_memory(config, derived, ds_json, device=device),
-        checkpoint_bytes=FP32 * (derived.parameters.total + moments(config.optimizer, derived.parameters)),
+        checkpoint_bytes=FP32 * (weights + kept_moments(config, derived)),
         keep_last=config.checkpoint.keep_last,
     )
 

@@ -30,6 +30,13 @@ def moments(optimizer: OptimizerSection, counts: ParameterCounts) -> int:
     )
 
 
+def kept_moments(config: RunConfig, derived: Derived) -> int:
+    """fp32 numbers kept of all trained weights: the update rule's, and of each of AdaLoRA's its importance and how much
+    that varies."""
+    counts, own = derived.parameters, 2 * derived.adapter if config.adapter.name == "adalora" else 0
+    return moments(config.optimizer, counts) * derived.trained // counts.total + own
+
+
 @dataclass(frozen=True)
 class States:
     """What a rank holds of the model, and what DeepSpeed adds to it during a step."""
@@ -54,16 +61,29 @@ class States:
     @cached_property
     def whole(self) -> int:
         """Weights of a rank before ZeRO shards them: tensor parallelism slices the blocks' matrices."""
-        counts = self.derived.parameters
-        return counts.total - self._matrices + self._matrices // self.config.engine.tensor_parallel
+        return self._total - self._matrices + self._matrices // self.config.engine.tensor_parallel
 
     @cached_property
     def share(self) -> int:
         """Weights of a rank's shard. Slices are sharded over the ranks that have the same one, the rest too, or at stage
         3 over all ranks."""
         slices, world = self.config.engine.tensor_parallel, self.derived.world_size
-        sliced, rest = self._matrices // slices, self.derived.parameters.total - self._matrices
+        sliced, rest = self._matrices // slices, self._total - self._matrices
         return -(-sliced // (world // slices)) + -(-rest // (world if self.stage == 3 else world // slices))
+
+    @cached_property
+    def trained(self) -> int:
+        """Of `whole`, weights that have gradients and moments."""
+        return self.derived.trained if self.derived.adapter else self.whole
+
+    @cached_property
+    def trained_share(self) -> int:
+        """The same of `share`."""
+        return -(-self.trained // self.derived.world_size) if self.derived.adapter else self.share
+
+    @property
+    def _total(self) -> int:
+        return self.derived.parameters.total + self.derived.adapter
 
     @property
     def _matrices(self) -> int:
@@ -94,19 +114,23 @@ class States:
     def secondary_weights(self) -> int:
         """ZeRO++'s second shards (arXiv:2306.10209, section 3.2), of which `zero_hpz_partition_size` ranks have all."""
         size = int(self.zero.get("zero_hpz_partition_size", 1))
-        return self.number * -(-self.derived.parameters.total // size) if size > 1 else 0
+        return self.number * -(-self._total // size) if size > 1 else 0
 
     def optimizer(self) -> int:
-        """Moments, and where ZeRO shards or weights are low a flat fp32 copy of the weights."""
-        counts = self.derived.parameters
-        kept = moments(self.config.optimizer, counts) / counts.total + (self.stage > 0 or self.number < FP32)
-        return int(FP32 * (self.share if self.stage else self.whole) * kept)
+        """Moments, and where ZeRO shards or weights are low a flat fp32 copy of the trained weights."""
+        kept = kept_moments(self.config, self.derived) / self.derived.trained
+        kept += self.stage > 0 or self.number < FP32
+        return int(FP32 * (self.trained_share if self.stage else self.trained) * kept)
+
+    def rank_allocation(self) -> int:
+        """AdaLoRA's on every rank: whole weights and gradients, their importance, and averages of it and of its changes."""
+        return 5 * FP32 * self.derived.adapter if self.config.adapter.name == "adalora" else 0
 
     def kept_gradients(self) -> int:
         """Gradients that stay between steps."""
         if self.keeps_fp32_gradients:
-            return FP32 * self.whole
-        return self.accumulator * self.share if self.stage == 3 else 0
+            return FP32 * self.trained
+        return self.accumulator * self.trained_share if self.stage == 3 else 0
 
     def host(self) -> Parts:
         """What offload keeps in the host's memory; copies on their way included."""
@@ -114,21 +138,25 @@ class States:
         if self.offloads("param"):
             parts["weights"] = self.weights()
         if self.offloads("optimizer"):
-            copies = self.kept_gradients() if self.stage == 3 else self.number * (self.share + self._largest)
-            parts |= {"optimiser": self.optimizer(), "gradients": FP32 * self.share, "copies": copies}
+            copies = (
+                self.kept_gradients()
+                if self.stage == 3
+                else self.number * (self.trained_share + self._largest_gradient)
+            )
+            parts |= {"optimiser": self.optimizer(), "gradients": FP32 * self.trained_share, "copies": copies}
         return parts
 
     def gradients(self) -> dict[str, int]:
         """Gradients that come and go, at each moment of a step; those of earlier micro-batches included."""
         if self.offloads("optimizer"):
-            return {"forward": 0, "backward": self.number * self._largest, "step": 0}
+            return {"forward": 0, "backward": self.number * self._largest_gradient, "step": 0}
         if self.stage == 3:
-            return {"forward": 0, "backward": self.number * self._largest, "step": 0}
-        whole, share = self.number * self.whole, self.number * self.share
+            return {"forward": 0, "backward": self.number * self._largest_gradient, "step": 0}
+        whole, share = self.number * self.trained, self.number * self.trained_share
         if self.stage == 2:
-            before = self.accumulates * self.accumulator * self.share
+            before = self.accumulates * self.accumulator * self.trained_share
             return {"forward": before, "backward": before + share, "step": share}
-        staged = self.number * self._largest if self.stage == 1 else 0
+        staged = self.number * self._largest_gradient if self.stage == 1 else 0
         step = share if self.stage == 1 and not self.keeps_fp32_gradients else whole
         return {"forward": self.accumulates * whole, "backward": whole + staged, "step": step}
 
@@ -136,11 +164,11 @@ class States:
         """What the optimiser's step needs beside gradients: one parameter group in fp32, and as it is cut from them;
         muon also its update."""
         if self.offloads("optimizer"):
-            return self.number * self._largest
+            return self.number * self._largest_gradient
         if self.stage == 0:
-            return self.number * min(self.whole, ALLREDUCE)
+            return self.number * min(self.trained, ALLREDUCE)
         muon, ranks = self.config.optimizer.name == "muon", self.whole / self.share
-        group = int(max(self._matrices / ranks, self.share - self._matrices / ranks)) if muon else self.share
+        group = int(max(self._matrices / ranks, self.share - self._matrices / ranks)) if muon else self.trained_share
         copies = 0 if self.keeps_fp32_gradients else group * (FP32 + (self.number if self.number < FP32 else 0))
         if self.stage == 3:
             copies = group * (self.number + FP32)
@@ -169,7 +197,7 @@ class States:
             bytes_each = self.number + (2 if autocast else 0)
         else:
             bytes_each = self.number * (2 if autocast else 1) * (2 if self.zero.get("overlap_comm") else 1)
-        return bytes_each * (bucket if kind == "gpu" else min(bucket, self.whole))
+        return bytes_each * (bucket if kind == "gpu" else min(bucket, self.trained))
 
     def gathered(self) -> int:
         """Whole weights that stage 3 holds at a time: those that it will soon use again stay."""
@@ -183,3 +211,8 @@ class States:
     def _largest(self) -> int:
         """The largest parameter: the embedding's or the head's."""
         return self.config.model.vocab_size * self.config.model.hidden_size
+
+    @property
+    def _largest_gradient(self) -> int:
+        """At most; an adapter's are all small."""
+        return min(self._largest, self.trained)

@@ -121,15 +121,16 @@ class _ChunkedLoss(torch.autograd.Function):
         compute_VD, compute_V = _compute_weights(weight_VD, bias_V, hidden_ND.dtype)
         total = hidden_ND.new_zeros((), dtype=torch.float32)
         grad_hidden = []
-        grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32)
-        grad_bias = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
+        _, trains_weight, trains_bias, *_ = ctx.needs_input_grad
+        grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if trains_weight else None
+        grad_bias = torch.zeros_like(bias_V, dtype=torch.float32) if bias_V is not None and trains_bias else None
         for hidden_CD, labels_C, valid_C in _chunks(hidden_ND, labels_N, head.chunk_tokens):
             loss_C, gradient_CV = head.chunk_step(F.linear(hidden_CD, compute_VD, compute_V), labels_C, head.softcap)
             total += (loss_C * valid_C).sum()
             grad_hidden.append((gradient_CV @ compute_VD) * valid_C.unsqueeze(1))
-            if grad_weight.dtype == hidden_ND.dtype:
+            if grad_weight is not None and grad_weight.dtype == hidden_ND.dtype:
                 grad_weight.addmm_(gradient_CV.T, hidden_CD)
-            else:
+            elif grad_weight is not None:
                 grad_weight += gradient_CV.T @ hidden_CD
             if grad_bias is not None:
                 grad_bias += gradient_CV.T @ valid_C.to(gradient_CV.dtype)
@@ -139,9 +140,10 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None, None]:
-        grad_hidden, grad_weight, grad_bias = ctx.gradients
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None, None]:
+        grad_hidden, *of_weights = ctx.gradients
         del ctx.gradients  # else they would live as long as the loss, through the optimiser's step
-        grad_weight = grad_weight.mul_(grad_total).to(ctx.weight_dtype)
-        grad_bias = None if grad_bias is None else grad_bias.mul_(grad_total).to(ctx.weight_dtype)
+        grad_weight, grad_bias = (
+            None if grad is None else grad.mul_(grad_total).to(ctx.weight_dtype) for grad in of_weights
+        )
         return grad_hidden.mul_(grad_total), grad_weight, grad_bias, None, None

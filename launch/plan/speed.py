@@ -119,7 +119,7 @@ def _gradient_seconds(states: States, numerics: Numerics, device: Device) -> flo
     casts = 2 * (numerics.matmul + FP32) if numerics.matmul != numerics.residual else 0
     copies = 4 * numerics.residual if states.stage > 1 or not states.accumulates else 0
     adding = numerics.matmul + 2 * FP32 if states.accumulates else 0
-    return device.memory_seconds(states.whole * (casts + copies + adding))
+    return device.memory_seconds(states.trained * (casts + copies + adding))
 
 
 def _host_seconds(states: States, one: MicroBatch, busy: float, kind: str) -> float:

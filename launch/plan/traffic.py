@@ -53,7 +53,7 @@ def _product_bytes(states: States) -> int:
 
 
 def travelling_bytes(states: States) -> int:
-    """Of all gradients, and of all weights at stage 3: under autocast those of linear layers travel in bf16."""
+    """Of all weights: under autocast those of linear layers travel in bf16."""
     if states.stage == 0 or _product_bytes(states) == states.number:
         return states.number * states.whole
     counts = states.derived.parameters
@@ -61,15 +61,22 @@ def travelling_bytes(states: States) -> int:
     return 2 * linear + FP32 * (states.whole - linear)
 
 
+def gradient_bytes(states: States) -> int:
+    """Of all gradients, which travel as their weights do; an adapter's belong to linear layers."""
+    if states.trained == states.whole:
+        return travelling_bytes(states)
+    return (states.number if states.stage == 0 else _product_bytes(states)) * states.trained
+
+
 def _stages_0_to_2(states: States) -> Iterator[Traffic]:
     zero, stage = states.zero, states.stage
     times = states.derived.accumulation_steps if stage == 2 else 1
-    buckets = times * max(states.whole / float(zero.get("reduce_bucket_size", 5e8)), 1)
-    size = times * travelling_bytes(states)
+    buckets = times * max(states.trained / float(zero.get("reduce_bucket_size", 5e8)), 1)
+    size = times * gradient_bytes(states)
     hidden: Literal["nothing", "backward"] = "backward" if zero.get("overlap_comm") and stage == 2 else "nothing"
     yield Traffic("gradients", "all_reduce", size, buckets, "replicas", hidden)
     if stage > 0:
-        yield Traffic("updated weights", "all_gather", states.number * states.whole, 2, "replicas", "nothing")
+        yield Traffic("updated weights", "all_gather", states.number * states.trained, 2, "replicas", "nothing")
 
 
 def _stage_3(states: States) -> Iterator[Traffic]:
@@ -82,13 +89,13 @@ def _stage_3(states: States) -> Iterator[Traffic]:
     if again > 0:
         near: Literal["node", "replicas"] = "node" if int(zero.get("zero_hpz_partition_size", 1)) > 1 else "replicas"
         yield Traffic("weights, backward", "all_gather", micro * again * size, micro * again * calls, near, "backward")
-    buckets = micro * max(numbers / float(zero.get("reduce_bucket_size", 5e8)), 1)
-    size = micro * travelling_bytes(states)
+    buckets = micro * max(states.trained / float(zero.get("reduce_bucket_size", 5e8)), 1)
+    size = micro * gradient_bytes(states)
     hidden: Literal["nothing", "backward"] = "backward" if zero.get("overlap_comm") else "nothing"
     if not zero.get("zero_quantized_gradients"):
         yield Traffic("gradients", "reduce_scatter", size, buckets, "replicas", hidden)
         return
-    size = QUANTIZED_GRADIENT * micro * numbers
+    size = QUANTIZED_GRADIENT * micro * states.trained
     near_ranks = min(int(zero.get("zero_hpz_partition_size", 1)), states.derived.world_size)
     yield Traffic("gradients, within nodes", "all_to_all", size, buckets, "node", hidden)
     yield Traffic("gradients, between nodes", "all_to_all", size / near_ranks, buckets, "heads", hidden)

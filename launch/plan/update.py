@@ -5,7 +5,7 @@ import math
 from config.block_memory import FP32
 from config.hardware import Accelerator
 from config.schema import RunConfig
-from config.zero_memory import States, moments
+from config.zero_memory import States, kept_moments
 from launch.plan.device import Device
 
 HOST_BANDWIDTH = 30e9
@@ -18,8 +18,8 @@ def update_seconds(states: States, device: Device) -> float:
 
     The rule reads weight, gradient and moments and writes all but the gradient, in fp32. ZeRO copies gradients into fp32
     shards first, takes their norm and scales them, and writes low-precision weights."""
-    shard, counts = states.share if states.stage else states.whole, states.derived.parameters
-    rule = shard * FP32 * (3 + 2 * moments(states.config.optimizer, counts) / counts.total)
+    shard = states.trained_share if states.stage else states.trained
+    rule = shard * FP32 * (3 + 2 * kept_moments(states.config, states.derived) / states.derived.trained)
     around = shard * FP32 * (5 if states.stage else 3)
     if states.offloads("optimizer"):
         return (rule + around) / HOST_BANDWIDTH + _orthogonalising(states, device)
@@ -56,7 +56,7 @@ def offload_seconds(states: States, accelerator: Accelerator) -> float:
     live on the host come in before each forward and backward pass."""
     micro, size = states.derived.accumulation_steps, 0
     if states.offloads("optimizer"):
-        size += states.number * states.share * ((micro if states.stage > 1 else 1) + 1)
+        size += states.number * states.trained_share * ((micro if states.stage > 1 else 1) + 1)
     if states.offloads("param"):
         size += states.number * states.share * 2 * micro
     return size / (1e9 * accelerator.host_gb)

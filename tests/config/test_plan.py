@@ -58,6 +58,20 @@ def test_stage_1_with_accumulation_keeps_whole_gradients_in_both_precisions():
     assert one.buffers("gpu") == 0
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_of_an_adapter_alone_there_are_gradients_and_moments(stage):
+    """Rank 8 beside the seven matrices of 32 blocks: r (n + m) each."""
+    count, found = states(stage, 8, 1, "adapter.name=lora")
+    adapter = 32 * 8 * (4 * 2 * 4096 + 3 * (4096 + 11008))
+    shared = 8 if stage == 3 else 1
+    assert found.weights() == pytest.approx(2 * (count + adapter) / shared, rel=1e-6)
+    assert found.optimizer() == pytest.approx(12 * adapter / 8, rel=1e-6)
+    assert found.kept_gradients() + max(found.gradients().values()) <= 2 * 2 * adapter
+    planned = plan(found.config, found.derived, found.ds_json, GPU)
+    assert planned.checkpoint_bytes == 4 * count + 12 * adapter
+    assert f"{'trained':<26}{adapter:>16,}" in str(planned)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16_autocast"])
 def test_fp32_weights_have_a_second_copy_only_where_zero_shards_them(precision):
     """DeepSpeed's stages 1 to 3 step a flat fp32 copy of the rank's share; stage 0 steps the weights themselves."""
