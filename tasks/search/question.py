@@ -142,7 +142,7 @@ def launcher_words(launcher: str) -> list[str]:
     """What stands before train.py: this interpreter without --launcher. Raises ConfigError if there is no such program."""
     words = shlex.split(launcher) or [sys.executable]
     beside = Path(sys.executable).parent / words[0]
-    program = shutil.which(words[0]) or shutil.which(beside)
+    program = shutil.which(words[0]) or shutil.which(str(beside))
     if not program:
         raise ConfigError(f"--launcher {launcher}: {words[0]} is neither on PATH nor in {display_path(beside.parent)}")
     return [program, *words[1:]]

@@ -12,6 +12,7 @@ import pytest
 import tasks.search.study
 from config import load_recipe
 from tasks.__main__ import main
+from tasks.search.question import launcher_words
 from tests.conftest import ROOT, environment, metrics
 
 optuna = pytest.importorskip("optuna")
@@ -220,6 +221,12 @@ def test_wrong_inputs_are_one_message(recipe, capsys, monkeypatch, words, messag
     assert main(command(recipe, *words)) == 2
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
+
+
+def test_a_launcher_is_found_beside_this_interpreter(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    found = launcher_words("torchrun --standalone --nproc-per-node 2")
+    assert found == [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc-per-node", "2"]
 
 
 def test_a_missing_library_is_one_message(recipe, capsys, monkeypatch):
