@@ -18,6 +18,9 @@ from config import ConfigError
 PATIENCE_SECONDS = 100.0
 """That the training of a dead worker gets to finish its step, save and leave; less than after which this one seems dead."""
 
+STRAGGLER_SECONDS = 60.0
+"""That ranks may go on saving after their launcher has left."""
+
 
 class Training:
     """A started train.py. Its log is appended to."""
@@ -33,6 +36,7 @@ class Training:
                 command, stdout=output, stderr=subprocess.STDOUT, env=environ, start_new_session=True
             )
         self.pid = self._process.pid
+        self._left = 0.0
 
     def stop(self) -> None:
         """Ask all of its ranks to finish their step, to save and to leave."""
@@ -43,7 +47,10 @@ class Training:
         """The exit code of train.py, which launchers hide, or of the launcher; None while it runs."""
         if self._process.poll() is None:
             return None
-        self.kill()  # ranks that a launcher left behind
+        self._left = self._left or time.monotonic()
+        if _lives(self.pid) and time.monotonic() - self._left < STRAGGLER_SECONDS:
+            return None
+        self.kill()
         code = int(self._code.read_text()) if self._code.exists() else self._process.returncode
         self._code.unlink(missing_ok=True)
         return code
