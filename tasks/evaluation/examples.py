@@ -52,7 +52,7 @@ def on_examples(trained: Trained, path: str, device: torch.device, settings: lis
     if isinstance(objective, SequenceToSequence | Instruction):
         references, written = written_texts(trained, batches, device)
         values = metrics.generation(references, written)
-        return Result(objective.name, path, "chrf", values | {"examples": len(written)})
+        return Result(objective.name, path, "chrf", values | {"examples": len(written)}, metrics.signatures(references))
     rows = list(scored_rows(trained, batches, device))
     score_NC, label_N = (np.concatenate(parts) for parts in zip(*rows, strict=True))
     if isinstance(objective, Regression):

@@ -144,7 +144,7 @@ def run_tasks(
         where = f"in {folder}" if folder else "in lm-eval; own ones need --harness-tasks FOLDER"
         raise ConfigError(f"no task {unknown[0]!r} {where} ({len(manager.all_tasks):,} there: {known})")
     found = simple_evaluate(
-        HarnessModel(trained, device),  # type: ignore[arg-type]
+        HarnessModel(trained, device),
         tasks=list(tasks),
         task_manager=manager,
         limit=limit,

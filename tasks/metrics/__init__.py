@@ -2,7 +2,7 @@
 
 from tasks.metrics.calibration import Bin, calibration, reliability
 from tasks.metrics.classification import binary, class_report, classification, confusion
-from tasks.metrics.generation import generation
+from tasks.metrics.generation import generation, signatures
 from tasks.metrics.likelihood import likelihood
 from tasks.metrics.regression import regression
 from tasks.metrics.retrieval import DEPTHS, retrieval
@@ -23,4 +23,5 @@ __all__ = [
     "reliability",
     "retrieval",
     "sequence",
+    "signatures",
 ]

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from data.batch import IGNORE
 from engine.state import read_weights
 from model import build
 from tests.ranks import run_ranks
@@ -27,8 +28,8 @@ def sharded(tmp_path) -> str:
 def test_two_ranks_evaluate_as_one_plain_model_does(tmp_path, sharded, stage):
     case = {"engine": {"ds_config": sharded if stage == "sharded" else stage}, "model": {"tied_embeddings": True}}
     results = run_ranks(2, evaluate_and_save, str(tmp_path / "checkpoints"), case, 3)
-    (held_out, path), other = results
-    assert other == (held_out, path)
+    (held_out, each, path), other = results
+    assert other == (held_out, each, path)
 
     config = tiny_config(**case)
     model = build(config.model, kernel="reference")
@@ -38,4 +39,5 @@ def test_two_ranks_evaluate_as_one_plain_model_does(tmp_path, sharded, stage):
     with torch.no_grad():
         logits = model.logits(model(torch.from_numpy(batch.tokens_BT)))
     expected = F.cross_entropy(logits.view(-1, VOCAB), torch.from_numpy(batch.labels_BT).reshape(-1), ignore_index=-100)
+    assert each == pytest.approx(batch.labels_BT[batch.labels_BT != IGNORE].mean())
     assert held_out == pytest.approx({"lm": expected.item()}, abs=1e-5)

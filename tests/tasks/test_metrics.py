@@ -46,6 +46,8 @@ def test_entities_as_in_seqevals_readme():
 
 
 def test_text_as_in_sacrebleus_readme():
+    from sacrebleu.metrics import BLEU
+
     references = [
         ["The dog bit the man.", "The dog had bit the man."],
         ["It was not unexpected.", "No one was surprised."],
@@ -56,6 +58,10 @@ def test_text_as_in_sacrebleus_readme():
     assert values["bleu"] == pytest.approx(48.530827009929865)
     assert values["chrf"] == pytest.approx(59.73, abs=5e-3)
     assert values["exact_match"] == pytest.approx(1 / 3)
+    theirs = BLEU()
+    theirs.corpus_score(written, [list(column) for column in zip(*references, strict=True)])
+    assert metrics.signatures(references)["bleu"] == str(theirs.get_signature())
+    assert metrics.signatures(references)["bleu"].startswith("nrefs:2|case:mixed|eff:no|tok:13a")
     assert metrics.generation(["the same text here"], ["the same text here"])["bleu"] == pytest.approx(100)
     ragged = metrics.generation([["one two three four", "four five"], ["five six seven eight"]], written[:2])
     assert 0 <= ragged["bleu"] < 1

@@ -1,8 +1,10 @@
 """Training steps on real DeepSpeed, run by tests in one or two fresh processes."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 
@@ -10,9 +12,10 @@ from config.parallel import data_rank_and_size
 from engine.build import build_engine
 from engine.checkpoint import RunState, load, save
 from engine.dist import connect
+from engine.scores import bytes_per_target
 from engine.state import FRAGMENTS, engine_facts, fragment_bytes
 from model import generate
-from tests.tiny import rank_batches, tiny_config
+from tests.tiny import VOCAB, rank_batches, tiny_config
 
 
 def train_all(cases: list[dict[str, Any]], steps: int) -> list[list[tuple[float, float]]]:
@@ -26,18 +29,20 @@ def train_all(cases: list[dict[str, Any]], steps: int) -> list[list[tuple[float,
     return curves
 
 
-def evaluate_and_save(folder: str, case: dict[str, Any], steps: int) -> tuple[float, str]:
-    """Held-out loss and the weights' digest after `steps` steps, the digest from a checkpoint loaded into a new engine."""
+def evaluate_and_save(folder: str, case: dict[str, Any], steps: int) -> tuple[dict[str, float], float, str]:
+    """Held-out loss after `steps` steps, bytes a target if token n stands for n of them, and a checkpoint, loaded once."""
     world = connect(60)
     config = tiny_config(**case)
     engine, _ = build_engine(config, world)
     run_steps(engine, config, 0, steps)
-    held_out = engine.evaluate(rank_batches(99, 2, world.rank, world.size))
+    batches = rank_batches(99, 2, world.rank, world.size)
+    held_out = engine.evaluate(batches)
+    each: Any = SimpleNamespace(byte_lengths=np.arange(VOCAB))
     path = save(Path(folder), engine.deepspeed, RunState(step=steps), {"recipe.yaml": "x"}, world, keep_last=3)
     again, _ = build_engine(config, world)
     load(path, again.deepspeed, world)
-    assert again.evaluate(rank_batches(99, 2, world.rank, world.size)) == held_out
-    return held_out, str(path)
+    assert again.evaluate(batches) == held_out
+    return held_out, bytes_per_target(batches, each, world), str(path)
 
 
 def run_steps(engine: Any, config: Any, first: int, last: int) -> list[tuple[float, float]]:
