@@ -25,9 +25,9 @@ def use(folder: Path) -> str:
     return f"data.datasets=[{{path: {folder}}}]"
 
 
-def refused(result: subprocess.CompletedProcess, *parts: str) -> None:
-    """One message on stderr with all the parts, exit code 2, no traceback."""
-    assert result.returncode == 2, result.stdout + result.stderr
+def refused(result: subprocess.CompletedProcess, *parts: str, code: int = 2) -> None:
+    """One message on stderr with all the parts, the exit code, no traceback."""
+    assert result.returncode == code, result.stdout + result.stderr
     assert "Traceback" not in result.stderr + result.stdout
     messages = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(messages) == 1, result.stderr
@@ -169,5 +169,5 @@ def test_loss_that_is_not_a_number_stops_the_run_and_keeps_the_checkpoint(recipe
     result = train(
         recipe, "schedule.name=constant", "optimizer.lr=1e30", "optimizer.grad_clip=0", "run.accept_changes=true"
     )
-    refused(result, "at step", "Lower optimizer.lr (now 1e+30)", "first not finite: ")
+    refused(result, "at step", "Lower optimizer.lr (now 1e+30)", "first not finite: ", code=3)
     assert [p.name for p in (tmp_path / "runs/tiny/checkpoints").glob("step_*")] == ["step_00000004"]
