@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 TASKS = ("classification", "regression", "token_classification", "relation", "seq2seq", "instruction")
+ADAPTERS = ("lora", "adalora", "houlsby")
 
 TRAIN = Path(__file__).parents[1] / "train.py"
 
@@ -32,7 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--epochs", type=int, default=3, help="times that every example is learned from (default 3)")
     parser.add_argument("--balanced", action="store_true", help="weigh labels by how rare they are")
-    parser.add_argument("--recipe", type=Path, help="file to write (default TASK-MODEL.yaml)")
+    parser.add_argument(
+        "--adapter", choices=ADAPTERS, help="train small modules inside the frozen model, not all of it"
+    )
+    parser.add_argument("--recipe", type=Path, help="file to write (default TASK-MODEL[-ADAPTER].yaml)")
     parser.add_argument("--write-only", action="store_true", help="write the recipe and stop")
 
 
@@ -45,11 +49,11 @@ def run(options: argparse.Namespace) -> int:
     from config import ConfigError
     from config.load import load_recipe, merged_recipe
     from data.files import write_atomically
-    from tasks.finetune_recipe import draft, fit
+    from tasks.finetune_recipe import draft, fit, name_of
 
     if options.epochs < 1:
         raise ConfigError(f"--epochs {options.epochs}: every example has to be learned from at least once")
-    path = options.recipe or Path(f"{options.task}-{options.model.resolve().name}.yaml")
+    path = options.recipe or Path(f"{name_of(options)}.yaml")
     drafted = path.with_suffix(".draft.yaml")
 
     def write(sections: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from config import ConfigError, DataError, RunConfig, TransformerConfig, load_recipe
+from config.adapter_schema import AdaLoRA
 from config.objective_check import METRICS
 from config.objective_schema import OBJECTIVES
 from config.supervised_schema import Instruction, SequenceToSequence
@@ -27,6 +28,8 @@ BATCH_SIZE, TOKENS_AT_ONCE, PACKED_LENGTH = 32, 16_384, 512
 """Examples in a step; tokens in a micro-batch, at most; tokens in a row of several examples, at least."""
 LR_TIMES_WIDTH = 0.04
 """5e-5 for BERT base, as its authors chose for fine-tuning (arXiv:1810.04805, appendix A.3), and more for narrower models."""
+ADAPTER_LR_RATIO = 10
+"""Between the rates of LoRA and of all weights: 5e-4 for RoBERTa base (arXiv:2106.09685, table 9)."""
 MESSAGES = "messages"
 """The field of conversations, as TRL and its data sets name it."""
 NOT_WRITTEN = ("vocab_size", "family", "pooler")
@@ -47,15 +50,16 @@ def draft(options: argparse.Namespace) -> Sections:
     most = source.config.max_positions
     written = {"target_length": most} if options.task == "seq2seq" else {}
     return {
-        "run": {"name": f"{options.task}-{options.model.resolve().name}", "start_from": str(options.model)},
+        "run": {"name": name_of(options), "start_from": str(options.model)},
         "data": {
             "examples": {"train": options.train, "valid": options.valid, **fields(options, records[0], source)},
             "row_length": most,
         },
         "model": model_section(source.config, vocabulary(options, source.config)),
         "objective": {"name": options.task, **written, **objective_section(options, records)},
+        **({"adapter": {"name": options.adapter}} if options.adapter else {}),
         "batch": {"global_batch_size": BATCH_SIZE, "micro_batch_size": 1},
-        "optimizer": {"lr": float(f"{LR_TIMES_WIDTH / source.config.hidden_size:.1g}"), "weight_decay": 0.01},
+        "optimizer": {"lr": learning_rate(options, source.config), "weight_decay": 0.01},
         "schedule": {"steps": 1, "name": "linear", "warmup_steps": 0, "min_lr_ratio": 0.0},
         "checkpoint": {"every_steps": 1},
         "validation": {"every_steps": 1, "metric": METRICS.get(options.task, ("loss",))[-1], "keep_best": True},
@@ -90,9 +94,21 @@ def fit(sections: Sections, config: RunConfig, epochs: int) -> Sections:
         "checkpoint": {"every_steps": epoch},
         "validation": {"every_steps": epoch},
     }
+    if isinstance(config.adapter, AdaLoRA):  # its authors' shares of a run (arXiv:2303.10512)
+        fitted["adapter"] = {"initial_steps": epochs * epoch // 10, "final_steps": epochs * epoch // 2}
     if isinstance(objective, SequenceToSequence):
         fitted["objective"] = {"target_length": max(len(row.ids) for row in train + valid)}
     return {name: values | fitted.get(name, {}) for name, values in sections.items()}
+
+
+def name_of(options: argparse.Namespace) -> str:
+    """Of the run and its recipe."""
+    return "-".join([options.task, options.model.resolve().name, *filter(None, [options.adapter])])
+
+
+def learning_rate(options: argparse.Namespace, config: TransformerConfig) -> float:
+    ratio = ADAPTER_LR_RATIO if options.adapter else 1
+    return float(f"{ratio * LR_TIMES_WIDTH / config.hidden_size:.1g}")
 
 
 def check_family(task: str, model: Any, config: TransformerConfig) -> None:

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model import build, init_weights
+from model import build, generate, init_weights
 from model.adapters import Bottlenecked, add_adapter, merge_adapter
 from tests.tiny import tiny_config
 
@@ -77,6 +77,17 @@ def test_houlsbys_bottleneck_follows_every_branch_and_starts_near_the_identity(f
     x = torch.randn(5, layer.base_layer.in_features, generator=torch.Generator().manual_seed(1))
     y, down, up = layer.base_layer(x), layer.adapter.down, layer.adapter.up
     assert torch.allclose(layer(x), y + F.linear(F.gelu(F.linear(y, down.weight, down.bias)), up.weight, up.bias))
+
+
+def test_generation_goes_through_the_bottlenecks():
+    _, model = adapted("gpt", {"name": "houlsby", "bottleneck": 8})
+    disturb(model)
+    prompt = tokens = TOKENS[:1, :4]
+    with torch.no_grad():
+        for _ in range(6):
+            tokens = torch.cat([tokens, model.lm_head(model(tokens))[:, -1:].argmax(-1)], dim=1)
+    made = generate(model, prompt, max_new_tokens=6, temperature=0.0, seed=0)
+    assert made.new_tokens[0] == tokens[0, 4:].tolist()
 
 
 def test_initial_weights_depend_on_the_seed_alone():
