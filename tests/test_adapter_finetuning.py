@@ -11,7 +11,7 @@ import torch
 from config import load_recipe
 from engine.checkpoint import find_checkpoint
 from engine.state import read_weights
-from model import build, set_task_head
+from model import Model, build, set_task_head
 from model.adapters import add_adapter
 from tasks import finetune
 from tasks.checkpoints import load_model
@@ -84,7 +84,7 @@ def test_an_adapter_overfits_64_examples_and_is_loaded_as_it_was_trained(pretrai
         assert sum(left) == 8 * len(left) and len(set(left)) > 1
 
 
-def unmerged_model(run: Path, weights: dict[str, torch.Tensor]) -> torch.nn.Module:
+def unmerged_model(run: Path, weights: dict[str, torch.Tensor]) -> Model:
     """As it was trained."""
     recipe = load_recipe(str(find_checkpoint(run) / "recipe.yaml"))
     model = build(recipe.model)
