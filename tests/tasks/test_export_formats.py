@@ -132,6 +132,37 @@ def test_another_dense_layer_is_refused(change, use, tmp_path):
         load_model(out, torch.device("cpu"))
 
 
+@pytest.mark.parametrize(
+    "name, pooling, switch",
+    [("qwen3", "last", "pooling_mode_lasttoken"), ("bert", "cls", "pooling_mode_cls_token")],
+)
+def test_servers_find_how_a_vector_is_made(name, pooling, switch, use, tmp_path):
+    """What vLLM (transformers_utils/config.py, models/adapters.py) and text-embeddings-inference (router/src/lib.rs,
+    backends/candle/src/models/dense.rs) read of an embedding model. Neither runs here."""
+    config = {**ENCODERS, **DECODERS}[name]
+    use(config, MaskedLM() if name == "bert" else CausalLM())
+    export(tmp_path, tmp_path / "out", "bfloat16", pooling=pooling, dimensions=12)
+
+    def read(file: str) -> dict:
+        return json.loads((tmp_path / "out" / file).read_text())
+
+    kinds = [(module["type"], module["path"]) for module in read("modules.json")]
+    names = {"Transformer": "", "Pooling": "1_Pooling", "Dense": "2_Dense", "Normalize": "3_Normalize"}
+    assert kinds == [(f"sentence_transformers.models.{kind}", path) for kind, path in names.items()]
+    switches = read("1_Pooling/config.json")
+    assert [key for key, value in switches.items() if value is True and key.startswith("pooling_mode_")] == [switch]
+    needed = {f"pooling_mode_{mode}" for mode in ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens")}
+    assert needed <= switches.keys()
+    dense = read("2_Dense/config.json")
+    assert (dense["in_features"], dense["out_features"], dense["bias"]) == (32, 12, False)
+    assert dense["activation_function"] == "torch.nn.modules.linear.Identity"
+    assert read("sentence_bert_config.json")["max_seq_length"] == config.max_positions
+    hf, words = read("config.json"), read("tokenizer_config.json")
+    assert hf["architectures"] == [{"qwen3": "Qwen3Model", "bert": "BertModel"}[name]] and hf["dtype"] == "bfloat16"
+    assert 0 <= hf["eos_token_id"] < hf["vocab_size"] and words["pad_token"] in ("[PAD]", "<|endoftext|>")
+    assert words["model_max_length"] == hf["max_position_embeddings"] == config.max_positions
+
+
 def test_a_decoder_that_only_writes_has_no_pooling(use, tmp_path):
     use(DECODERS["llama"], CausalLM())
     export(tmp_path, tmp_path / "out")
