@@ -4,7 +4,7 @@ from pathlib import Path
 
 from config.supervised_schema import HEADED
 from model.hf import architecture
-from model.hf.task_heads import TOKENS
+from model.hf.task_heads import TEXT, TOKENS
 from tasks.checkpoints import Trained
 from tasks.embedding import Embedder
 from tasks.export import gguf_file, onnx_graph
@@ -44,17 +44,15 @@ def usage(folder: Path, trained: Trained, embedder: Embedder | None, *, heads: b
 def servers(trained: Trained, embedder: Embedder | None, *, heads: bool) -> list[str]:
     """Commands of the servers whose sources say that they read such a folder; they are not run by the export."""
     theirs = architecture(trained.config, trained.objective if heads else None)
-    serves = "python -m tasks serve FOLDER  # Groundwork" if trained.config.family != "t5" else ""
-    tokens = heads and theirs.class_name.endswith(TOKENS)
-    vllm = "vllm serve FOLDER"
-    if heads and (
-        trained.config.family == "t5" or theirs.auto_class in ("AutoModelForMaskedLM", "AutoModelForPreTraining")
-    ):
-        vllm = ""
-    tei = "text-embeddings-router --model-id FOLDER"
-    labelled = heads and isinstance(trained.objective, HEADED) and not tokens and trained.config.family == "bert"
+    kind, encoder = theirs.auto_class.removeprefix("AutoModelFor"), trained.config.family == "bert"
+    commands = ["python -m tasks serve FOLDER  # Groundwork"]
+    if not heads or kind in ("CausalLM", TEXT) or (kind == TOKENS and encoder):
+        commands.append("vllm serve FOLDER")
     vectors = embedder is not None and embedder.pooling in TEI.get(theirs.model_type, ())
-    return [command for command in (serves, vllm, tei if labelled or vectors else "") if command]
+    biased = theirs.model_type == "modernbert" and trained.config.bias  # it leaves the biases of such a model out
+    if (vectors or (heads and kind == TEXT and encoder)) and not biased:
+        commands.append("text-embeddings-router --model-id FOLDER")
+    return commands
 
 
 def _transformers(trained: Trained) -> str:
