@@ -31,8 +31,7 @@ def usage(folder: Path, trained: Trained, embedder: Embedder | None, *, heads: b
                 'vectors = SentenceTransformer("FOLDER").encode(["a text", "another"])'
             )
         )
-    if commands := servers(trained, embedder, heads=heads):
-        parts.append("```sh\n" + "\n".join(commands) + "\n```")
+    parts.append("```sh\n" + "\n".join(servers(trained, embedder, heads=heads)) + "\n```")
     if (folder / onnx_graph.FILE).is_file():
         output = "logits" if heads and isinstance(trained.objective, HEADED) else "last_hidden_state"
         parts.append(f"`{onnx_graph.FILE}` gives {output} from input_ids and attention_mask, in fp32.")

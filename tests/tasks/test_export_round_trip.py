@@ -81,11 +81,10 @@ def test_a_decoder_that_learned_vectors(pooling, recipe, tmp_path):
     settings = ("objective.name=contrastive", f"objective.pooling={pooling}", "objective.dimensions=[16, 32]")
     done = train(recipe, *settings, "schedule.steps=2", "validation.every_steps=0")
     assert done.returncode == 0, done.stderr
-    run, out = tmp_path / "runs/tiny", tmp_path / "out"
+    run, out, shorter = tmp_path / "runs/tiny", tmp_path / "out", tmp_path / "shorter"
     texts = ["a text", "another, longer one", ""]
-    for dimensions in (None, 16):
-        folder = out.with_name(f"out{dimensions}")
-        export(run, folder, dimensions=dimensions)
+    for source, folder, dimensions in ((run, out, None), (out, shorter, 16)):
+        export(source, folder, dimensions=dimensions)
         expected_ND = Embedder(load_model(run, CPU), dimensions=dimensions).encode(texts)
         theirs_ND = torch.from_numpy(SentenceTransformer(str(folder), device="cpu").encode(texts))
         again_ND = Embedder(load_model(folder, CPU)).encode(texts)
