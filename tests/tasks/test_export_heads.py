@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 
+import model.convert
 from config import CheckpointError, ConfigError
 from config.supervised_schema import (
     Classification,
@@ -48,13 +49,13 @@ def use(monkeypatch):
         tokenizer = framed_bytes() if config.family == "bert" else byte_tokenizer()
         if config.family == "t5":
             tokenizer = tokenizer.with_special_tokens(T5)
-        model = tiny_model(config)
-        set_task_head(model, objective)
+        built = tiny_model(config)
+        set_task_head(built, objective)
         torch.manual_seed(5)
-        for parameter in model.lm_head.parameters():
-            if parameter is not getattr(model.embed_tokens, "weight", None):
+        for parameter in built.lm_head.parameters():
+            if parameter is not built.embed_tokens.weight:
                 torch.nn.init.normal_(parameter, std=0.3)
-        trained = Trained(model.eval(), tokenizer, config, objective, None)
+        trained = Trained(built.eval(), tokenizer, config, objective, None)
         monkeypatch.setattr("tasks.export.folder.load_model", lambda path, device: trained)
         return trained
 
@@ -116,6 +117,20 @@ def test_transformers_scores_texts_and_pairs_as_we_do(case, use, tmp_path):
     )
     text = (tmp_path / "out/README.md").read_text()
     assert f"pipeline_tag: {'token' if objective.name == 'token_classification' else 'text'}-classification" in text
+
+
+def test_a_wrong_head_leaves_nothing(use, tmp_path, monkeypatch):
+    use(tiny_config("bert", vocab_size=320), Classification(labels=LABELS))
+    right = model.convert.to_hf_names
+
+    def wrong(*arguments):
+        weights = right(*arguments)
+        return weights | {"classifier.weight": 1.001 * weights["classifier.weight"]}
+
+    monkeypatch.setattr(model.convert, "to_hf_names", wrong)
+    with pytest.raises(CheckpointError, match=r"scores of texts differ by .*float32, more than 1e-05"):
+        export(tmp_path, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_card_of_a_classifier_runs(use, tmp_path, capsys):

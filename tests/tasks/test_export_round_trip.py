@@ -32,8 +32,9 @@ def examples(folder: Path, task: str) -> Path:
     _, objective, (second, label) = TASKS[task]
     text = ["one", "two", "three"] if objective["name"] == "token_classification" else "one two three"
     path = folder / "examples.jsonl"
-    record = {"text": text, "label": label, **({"second": second} if second else {})}
-    path.write_text("".join(json.dumps(record) + "\n" for _ in range(4)))
+    labels = [label + number if isinstance(label, int) else label for number in range(4)]
+    records = [{"text": text, "label": one, **({"second": second} if second else {})} for one in labels]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return path
 
 
