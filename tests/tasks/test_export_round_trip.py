@@ -3,17 +3,20 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from sentence_transformers import SentenceTransformer
 
+from config.supervised_schema import HEADED
 from data.specials import BERT, T5
 from data.tokenizer import byte_tokenizer
 from tasks.checkpoints import load_model
 from tasks.embedding import Embedder
 from tasks.evaluation.examples import on_examples
 from tasks.export.folder import export
+from tasks.serve.classifier import Classifier
 from tests.conftest import train
 
 CPU = torch.device("cpu")
@@ -68,8 +71,14 @@ def test_evaluation_of_the_folder_is_that_of_the_run(task, tmp_path):
     run, out = finetuned(tmp_path, task), tmp_path / "out"
     assert max(export(run, out).values()) <= 1e-5
     path = str(examples(tmp_path, task))
-    ours, again = (on_examples(load_model(folder, CPU), path, CPU).metrics for folder in (run, out))
+    trained = [load_model(folder, CPU) for folder in (run, out)]
+    ours, again = (on_examples(each, path, CPU).metrics for each in trained)
     assert again == pytest.approx(ours, abs=1e-5, nan_ok=True)
+    if isinstance(trained[0].objective, HEADED):
+        given = {"pairs": ("one two", "a"), "tokens": ["one", "two"]}.get(task, "one two")
+        served = [Classifier(each) for each in trained]
+        ours, again = (one.scores([one.read("input", given)])[0] for one in served)
+        np.testing.assert_allclose(again, ours, atol=1e-5)
     text = (out / "README.md").read_text()
     assert "| validation loss |" in text and f"| objective | {TASKS[task][1]['name']} |" in text
     assert f"| learned from | {path} (" in text
