@@ -1,7 +1,7 @@
 """Requests per second of `tasks serve` under load from the `openai` client, with and without batching, beside
 sentence-transformers behind a plain FastAPI route with the same weights.
 
-python -m benchmarks.serving [--only tiny small decoder] [--concurrency 1 8 32 128] [--seconds 6] [--rounds 2]
+python -m benchmarks.serving [--only tiny small decoder] [--concurrency 1 8 32 128] [--characters 1500] [--seconds 6]
 python -m benchmarks.serving --soak 10    # minutes of mixed load on one server; its memory is watched
 
 Servers have the first core and one thread, the client has the last core. On a machine with one core they share it.
@@ -35,6 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=[*ENCODERS, "decoder"], choices=[*ENCODERS, "decoder"])
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32, 128])
+    parser.add_argument("--characters", type=int, default=1500, help="of each text at most; of a prompt, 100 at most")
     parser.add_argument("--seconds", type=float, default=6, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=2, help="interleaved repeats, put together")
     parser.add_argument("--soak", type=float, metavar="MINUTES", help="watch the memory of one server instead")
@@ -54,6 +55,7 @@ def main() -> None:
 def compare(folder: Path, options: argparse.Namespace) -> None:
     """Print a table of all peers at every concurrency."""
     kind = "completions" if folder.name == "decoder" else "embeddings"
+    characters = min(options.characters, 100) if kind == "completions" else options.characters
     results: dict[tuple[str, int], list[dict[str, Any]]] = {}
     with ExitStack() as stack:
         servers = {
@@ -68,8 +70,9 @@ def compare(folder: Path, options: argparse.Namespace) -> None:
         for _ in range(options.rounds):
             for concurrency in options.concurrency:
                 for name, server in servers.items():
-                    task = {"url": server.url, "model": folder.name, "kind": kind, "concurrency": concurrency}
-                    result = client.ask({**task, "seconds": options.seconds, "warmup": 1})
+                    task = {"url": server.url, "model": folder.name, "kind": kind, "characters": characters}
+                    times = {"concurrency": concurrency, "seconds": options.seconds, "warmup": 1}
+                    result = client.ask({**task, **times})
                     results.setdefault((name, concurrency), []).append(result)
     print_table(folder.name, results, options)
 

@@ -1,7 +1,8 @@
 """Load from the `openai` client, in a process of its own: a task a line of JSON on standard input, its result a line back.
 
-A task: {"url", "model", "kind": "embeddings" | "completions", "concurrency", "seconds", "warmup"}. As many workers send one
-request after another; what begins after the warm-up and ends in time is counted.
+A task: {"url", "model", "kind": "embeddings" | "completions", "concurrency", "characters", "seconds", "warmup"}. As many
+workers send one request after another, each of a text cut to so many characters; what ends after the warm-up and in time
+is counted.
 """
 
 import asyncio
@@ -16,7 +17,6 @@ from openai import AsyncOpenAI
 from benchmarks.serving_models import mixed_texts
 
 NEW_TOKENS = 64
-PROMPT_CHARACTERS = 100
 
 
 async def embed(client: AsyncOpenAI, model: str, text: str) -> dict[str, float]:
@@ -28,7 +28,7 @@ async def complete(client: AsyncOpenAI, model: str, text: str) -> dict[str, floa
     """The request's tokens and the seconds until the first of them."""
     began, first, tokens = time.perf_counter(), 0.0, 0
     async for chunk in await client.completions.create(
-        model=model, prompt=text[:PROMPT_CHARACTERS], max_tokens=NEW_TOKENS, temperature=0, stream=True,
+        model=model, prompt=text, max_tokens=NEW_TOKENS, temperature=0, stream=True,
         stream_options={"include_usage": True},
     ):  # fmt: skip
         first = first or time.perf_counter() - began
@@ -47,7 +47,7 @@ async def load(task: dict[str, Any]) -> dict[str, Any]:
             nonlocal failed
             while (began := time.perf_counter()) < end:
                 try:
-                    seen = await send(client, task["model"], next(texts))
+                    seen = await send(client, task["model"], next(texts)[: task["characters"]])
                 except Exception as error:  # the run goes on, and its report has the number
                     print(f"{task['url']}: {error}", file=sys.stderr)
                     failed += 1

@@ -47,11 +47,13 @@ class KVCache:
 
     keys: Tensor
     values: Tensor
+    room = 128
+    """Columns of new buffers beyond the prompts': so many tokens are written before anything is copied."""
 
-    def __init__(self, num_layers: int, capacity: int = 0, *, source: bool = False):
-        """`capacity`: columns to begin with."""
-        self.capacity = capacity
+    def __init__(self, num_layers: int, *, source: bool = False):
         self.source = KVCache(num_layers) if source else None
+        if self.source:
+            self.source.room = 0
         self.layers = [LayerCache(self, number) for number in range(num_layers)]
         self.starts: list[int] = []
         self.first = self.end = 0
@@ -71,7 +73,7 @@ class KVCache:
         if self.starts:
             self.reserve(more)
         else:
-            shape = (len(self.layers), rows, max(more, self.capacity))
+            shape = (len(self.layers), rows, more + self.room)
             self.keys, self.values = (x.new_zeros(*shape, *x.shape[2:]) for x in (k_BTKE, v_BTKE))
             self._set_starts([0] * rows)
 

@@ -8,6 +8,7 @@ from transformers import RepetitionPenaltyLogitsProcessor
 
 import model
 from config import ConfigError
+from model.cache import KVCache
 from model.decoder import Decoder, Request
 from model.sampling import Sampler, Sampling
 from tests.model.tiny import assert_close, random_tokens, tiny_config, tiny_model, tiny_t5
@@ -21,6 +22,12 @@ MODELS = {
     "softcap": tiny_config(attention_softcap=5.0),
     "t5": tiny_t5(init_std=0.3),
 }
+
+
+@pytest.fixture(autouse=True)
+def narrow(monkeypatch):
+    """So that the cache outgrows its buffers even in these short texts."""
+    monkeypatch.setattr(KVCache, "room", 2)
 
 
 def made_request(config, number: int, **settings) -> Request:

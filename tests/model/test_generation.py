@@ -17,7 +17,7 @@ def test_logits_with_cache_equal_logits_without(preset):
     config = tiny_config(preset)
     gpt = tiny_model(config)
     tokens = random_tokens(config)
-    cache = KVCache(config.num_layers, capacity=24)
+    cache = KVCache(config.num_layers)
     with torch.no_grad():
         expected = gpt.logits(gpt(tokens))
         steps = [gpt(tokens[:, :10], cache=cache)] + [gpt(tokens[:, i : i + 1], cache=cache) for i in range(10, 24)]

@@ -94,7 +94,7 @@ def test_logits_with_cache_equal_logits_without(padded):
     t5 = tiny_model(config)
     source, tokens, _ = random_pair(config)
     layout = Layout.padded(LENGTHS, 20) if padded else None
-    cache = KVCache(config.decoder_layers, capacity=12, source=True)
+    cache = KVCache(config.decoder_layers, source=True)
     with torch.no_grad():
         expected = t5.logits(t5(source, tokens, source_layout=layout))
         steps = [t5(source, tokens[:, :4], source_layout=layout, cache=cache)]
