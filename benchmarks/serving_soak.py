@@ -86,9 +86,14 @@ async def load(url: str, pid: int, seconds: float) -> None:
 
     async def work(act: Act, seed: int) -> None:
         draw = random.Random(seed)
-        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=None) as client:
             while time.monotonic() - start < seconds:
-                answers[await act(client, draw)] += 1
+                try:
+                    answer = await act(client, draw)
+                except httpx.TransportError as error:  # a connection that the server had just given up as idle, say
+                    answer = type(error).__name__
+                    await asyncio.sleep(0.1)
+                answers[answer] += 1
 
     async def watch() -> None:
         while (passed := time.monotonic() - start) < seconds:

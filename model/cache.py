@@ -125,11 +125,13 @@ class KVCache:
             self.keys, self.values, self.end = other.keys, other.values, other.end
             return self._set_starts(other.starts)
         rows, new = len(self.starts), len(other.starts)
-        slots, columns = self.keys.shape[1:3]
-        end = max(self.end, other.end if shift == 0 else other.length)
+        slots, moves = self.keys.shape[1], shift is None
+        end = max(self.end, other.length if moves else other.end)
         if rows + new > slots or end > self.end:
             slots = slots if rows + new <= slots else max(2 * slots, rows + new)
-            self._rebuild(slots, max(columns, 2 * end), end, move=shift is None)
+            if moves:  # away from the columns of rows that have left
+                end = max(self.length, other.length)
+            self._rebuild(slots, 2 * end, end, move=moves)
         shift = self.end - other.end if shift is None else shift
         begin, end = other.first + shift, other.end + shift
         for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
