@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,12 +18,12 @@ from tasks.export.sentence import write_sentence_layout
 from tasks.export.tokenizer import save_tokenizer
 
 VOCABULARY = 8192
-ENCODERS = {
+ENCODERS: dict[str, dict[str, Any]] = {
     "tiny": dict(num_layers=2, hidden_size=128, num_heads=2),
     "small": dict(num_layers=6, hidden_size=384, num_heads=12),
 }
 """`small` has MiniLM-L6's shape, but this vocabulary."""
-DECODER = dict(num_layers=6, hidden_size=256, num_heads=4, num_kv_heads=4, max_positions=512)
+DECODER: dict[str, Any] = dict(num_layers=6, hidden_size=256, num_heads=4, num_kv_heads=4, max_positions=512)
 
 
 def mixed_texts(count: int) -> list[str]:
