@@ -15,6 +15,8 @@ from config import ConfigError
 
 LIKELIEST = 256
 """Tokens that are sorted first; the whole vocabulary only if they do not hold the probability asked for."""
+COLDEST = 1e-5
+"""Below this temperature the likeliest token is taken: logits divided by less may pass what float32 holds."""
 GOLDEN = 0x9E3779B97F4A7C15
 
 
@@ -39,15 +41,15 @@ class Sampling:
     """Makes the draws repeatable, whatever other sequences are drawn at the same time."""
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ConfigError(f"temperature {self.temperature:g} is negative: use 0 for the likeliest token, or more")
+        if not self.temperature >= 0:
+            raise ConfigError(f"temperature {self.temperature:g} is not 0, for the likeliest token, or more")
         if self.top_k is not None and self.top_k < 1:
             raise ConfigError(f"top_k {self.top_k} keeps no token: use at least 1")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p {self.top_p:g} is not a probability above 0 and up to 1")
         if self.min_p is not None and not 0 <= self.min_p <= 1:
             raise ConfigError(f"min_p {self.min_p:g} is not a share from 0 to 1")
-        if self.repetition_penalty <= 0:
+        if not self.repetition_penalty > 0:
             raise ConfigError(
                 f"repetition_penalty {self.repetition_penalty:g} is not above 0: use 1 for none, 1.1 for a light one"
             )
@@ -62,10 +64,12 @@ class Sampler:
                 return None
             return torch.tensor(values, dtype=torch.float32, device=device).unsqueeze(1)
 
-        greedy = [row.temperature == 0 for row in rows]
+        greedy = [row.temperature < COLDEST for row in rows]
         self.all_greedy, self.any_greedy = all(greedy), any(greedy)
         self.greedy_B = torch.tensor(greedy, device=device)
-        self.temperature_B1 = column([row.temperature or 1.0 for row in rows], 1.0)
+        self.temperature_B1 = column(
+            [1.0 if cold else row.temperature for row, cold in zip(rows, greedy, strict=True)], 1.0
+        )
         self.top_k_B1 = column([row.top_k or torch.inf for row in rows], torch.inf)
         # Rounding must not cut the tail of a row that asks for all of it.
         self.top_p_B1 = column([2.0 if row.top_p in (None, 1.0) else row.top_p for row in rows], 2.0)
@@ -114,7 +118,8 @@ class Sampler:
             cumulated_BC = share_BC.cumsum(-1)
             if ((top_k_B1 <= count) | (cumulated_BC[:, -1:] >= top_p_B1) | everything_B1).all():
                 break
-        kept_B1 = (within_BC & (cumulated_BC - share_BC < top_p_B1)).sum(-1, keepdim=True)
+        # The likeliest stays, even if top_p is nothing in float32.
+        kept_B1 = (within_BC & (cumulated_BC - share_BC < top_p_B1)).sum(-1, keepdim=True).clamp(min=1)
         return likeliest_BC.gather(1, kept_B1 - 1).masked_fill(everything_B1, -torch.inf)
 
 

@@ -2,6 +2,7 @@
 
 import random
 
+import numpy as np
 import pytest
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor
@@ -174,6 +175,15 @@ def test_a_repetition_penalty_equals_theirs():
     assert torch.equal(sampler.choose(logits, torch.zeros(3).double().numpy(), seen), expected)
 
 
+@pytest.mark.parametrize(
+    "tiny", [dict(temperature=1e-40), dict(temperature=1e-300), dict(top_p=1e-300), dict(min_p=1.0)]
+)
+def test_settings_that_float32_cannot_hold_take_the_likeliest_token(tiny):
+    logits = torch.randn(2, 50, generator=torch.Generator().manual_seed(0))
+    sampler = Sampler([Sampling(**tiny), Sampling(top_k=9)])
+    assert sampler.choose(logits, np.array([0.999, 0.0]))[0] == logits[0].argmax()
+
+
 def test_generate_takes_prompts_of_any_length():
     config = MODELS["gpt2"]
     net = tiny_model(config)
@@ -197,7 +207,7 @@ def test_impossible_requests_are_refused(changes, message):
         Decoder(tiny_model(tiny_config())).add(Request(**{"prompt": [1], **changes}))
 
 
-@pytest.mark.parametrize("settings", [dict(min_p=1.5), dict(repetition_penalty=0.0)])
+@pytest.mark.parametrize("settings", [dict(min_p=1.5), dict(repetition_penalty=0.0), dict(temperature=float("nan"))])
 def test_impossible_sampling_is_refused(settings):
     with pytest.raises(ConfigError, match=next(iter(settings))):
         Sampling(**settings)
