@@ -55,8 +55,11 @@ class RankAllocation:
         if not self.started:
             self._start(number)
         penalty, gradients = self._penalty(), []
+        updated = False
 
         def penalised(touched: list[Fragment], update: Step) -> None:
+            nonlocal updated
+            updated = True  # also on a rank whose shard has none of the adapter
             for f in touched:
                 gradient = f.view(f.owner.grad)  # type: ignore[arg-type]
                 gradient.add_(penalty[f.name].view(-1)[f.places])
@@ -65,7 +68,7 @@ class RankAllocation:
 
         with observed_updates(self.engine, self.fragments, penalised):
             step()
-        if not gradients:  # fp16 overflowed: nothing was updated, on any rank
+        if not updated:  # fp16 overflowed, on all ranks
             return
         for parameter, gradient in zip(self.adapter.weights.values(), self._whole(gradients).values(), strict=True):
             parameter.grad = gradient

@@ -12,8 +12,9 @@ from engine.state import read_weights
 from model import initial_weight
 from model.adapters import add_adapter
 from tests.ranks import run_ranks
-from tests.tiny import rank_batches, tiny_config
+from tests.tiny import VOCAB, rank_batches, tiny_config
 from tests.workers.adapters import resume_elsewhere, train_and_resume
+from tests.workers.steps import train_all
 
 pytestmark = pytest.mark.slow
 STEPS = 8
@@ -133,3 +134,16 @@ def test_a_checkpoint_continues_at_another_stage_and_number_of_ranks(trained):
     curves = run_ranks(3 - ranks, resume_elsewhere, str(folder), moves, STEPS)[0]
     for (number, case), curve in zip(moves, curves, strict=True):
         assert apart(curve, results[number][1]) <= 1e-5, case
+
+
+def test_ranks_are_allocated_where_one_rank_s_shard_has_none_of_the_adapter():
+    """The head of 64 labels is larger than the adapter, so that the second of two shards is head alone."""
+    case = {
+        "data": {"datasets": [], "examples": {"train": "none.jsonl", "tokenizer": "none.json"}},
+        "objective": {"name": "token_classification", "labels": [str(n) for n in range(VOCAB)], "head_dropout": 0.0},
+        "validation": {"every_steps": 0},
+        "adapter": {**ADAPTERS[1], "targets": ["q_proj"], "rank": 2, "target_rank": 1},
+    }
+    stages = ("zero0", "zero1", "zero2")
+    first, *others = run_ranks(2, train_all, [{**case, "engine": {"ds_config": stage}} for stage in stages], STEPS)[0]
+    assert all(apart(first, curve) <= 1e-5 for curve in others), (first, others)
