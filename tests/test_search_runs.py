@@ -18,6 +18,7 @@ SETTINGS = ("schedule.steps=60", "validation.every_steps=10", "checkpoint.every_
 
 def test_a_search_of_real_trainings(recipe, tmp_path):
     words = ["search", str(recipe), *SETTINGS, "--sampler", "grid", "--space", "optimizer.lr=2e-2,1e-6,1e3"]
+    words += ["--min-steps", "10"]
     command, folder = [sys.executable, "-m", "tasks", *words], tmp_path / "runs/tiny-search"
 
     def start() -> subprocess.Popen:

@@ -25,15 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sampler", choices=("tpe", "random", "grid"), default="tpe", help="who chooses settings (tpe)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the sampler (0)")
+    parser.add_argument("--seed", type=int, help="of the sampler (0)")
     parser.add_argument(
         "--pruner", choices=("asha", "median", "none"), default="asha", help="who ends bad trials (asha)"
     )
+    parser.add_argument("--reduction", type=int, metavar="N", help="asha lets one of N go on at each rung (3)")
     parser.add_argument(
-        "--reduction", type=int, default=3, metavar="N", help="asha lets one of N go on at each rung (3)"
-    )
-    parser.add_argument(
-        "--min-steps", type=int, metavar="N", help="steps before a trial may be pruned (validation.every_steps)"
+        "--min-steps", type=int, metavar="N", help="steps before a trial may be pruned (half of schedule.steps)"
     )
     parser.add_argument(
         "--value", choices=("best", "last"), default="best", help="of a trial's validations, which one counts (best)"
@@ -62,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--submit'",
     )
     parser.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="elements of that array, each with a trial at a time (1)"
+        "--workers", type=int, metavar="N", help="elements of that array, each with a trial at a time (1)"
     )
     parser.add_argument("--report", action="store_true", help="write the report of what there is, and train nothing")
 
@@ -81,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
         from tasks.search.worker import Worker
 
         study = open_study(question)
-        if options.slurm is not None:
+        if options.slurm is not None and not options.report:
             return submit(question, options)
         code = 0
         if not options.report:

@@ -122,7 +122,8 @@ def share_of_machine(place: int, jobs: int, environ: Mapping[str, str]) -> dict[
     cards = [str(number) for number, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]
     gpus = [name for name in shown.split(",") if name] if shown is not None else cards
     if not gpus:
-        threads = str(max((os.cpu_count() or 1) // jobs, 1))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = str(max(cores // jobs, 1))
         return {"OMP_NUM_THREADS": threads, **environ}
     each = len(gpus) // jobs
     if not each:

@@ -23,7 +23,7 @@ from data.files import write_atomically
 from tasks.search.space import Axis, check_space, read_space
 
 TRAIN = Path(__file__).parents[2] / "train.py"
-DEFAULT_TRIALS = 20
+DEFAULT_TRIALS, DEFAULT_REDUCTION = 20, 3
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Question:
     pruner: str
     reduction: int
     min_steps: int
-    """No trial is pruned before."""
+    """No trial is pruned before. Half a run by default: what leads early is often not what leads in the end (docs/search.md)."""
     value: str
     """best or last: which of a trial's validations counts."""
 
@@ -71,7 +71,8 @@ class Question:
     @property
     def fixed(self) -> dict[str, Any]:
         """What may not change while the search lasts; the recipe beside it."""
-        return {"space": [str(axis) for axis in self.axes], "metric": self.metric, "value": self.value}
+        space = [str(axis) for axis in self.axes]
+        return {"space": space, "metric": self.metric, "value": self.value, "grid": self.sampler == "grid"}
 
     def better(self, values: list[float]) -> float:
         """The best of several."""
@@ -87,10 +88,8 @@ def read_question(options: argparse.Namespace) -> Question:
         raise ConfigError(
             "a search goes by validations, and validation.every_steps 0 turns them off: set it to a part of schedule.steps"
         )
-    for name, least in (("trials", 1), ("jobs", 1), ("reduction", 2), ("min_steps", 1)):
-        number = getattr(options, name)
-        if number is not None and number < least:
-            raise ConfigError(f"--{name.replace('_', '-')} {number}: at least {least}")
+    _check_numbers(options)
+    _check_effects(options, config.schedule.steps)
     size = 1
     for axis in axes if options.sampler == "grid" else ():
         size *= len(axis.grid())
@@ -106,12 +105,38 @@ def read_question(options: argparse.Namespace) -> Question:
         options.storage or f"sqlite:///{(folder / 'search.db').absolute()}",
         size if options.sampler == "grid" else options.trials or DEFAULT_TRIALS,
         options.sampler,
-        options.seed,
+        options.seed or 0,
         options.pruner,
-        options.reduction,
-        options.min_steps or config.validation.every_steps,
+        options.reduction or DEFAULT_REDUCTION,
+        options.min_steps or max(config.schedule.steps // 2, 1),
         options.value,
     )
+
+
+def _check_numbers(options: argparse.Namespace) -> None:
+    for name, least in (("trials", 1), ("jobs", 1), ("workers", 1), ("reduction", 2), ("min_steps", 1)):
+        number = getattr(options, name)
+        if number is not None and number < least:
+            raise ConfigError(f"--{name.replace('_', '-')} {number}: at least {least}")
+
+
+def _check_effects(options: argparse.Namespace, steps: int) -> None:
+    """Raise ConfigError for an option that another one, or the length of the trials, leaves without effect."""
+    without = {
+        "reduction": "--pruner asha" if options.pruner != "asha" else "",
+        "min_steps": "--pruner asha or median" if options.pruner == "none" else "",
+        "seed": "--sampler tpe or random" if options.sampler == "grid" else "",
+        "workers": "--slurm" if options.slurm is None else "",
+    }
+    for name, owner in without.items():
+        if owner and getattr(options, name) is not None:
+            raise ConfigError(f"--{name.replace('_', '-')} has no effect without {owner}: leave it out")
+    varied = any(text.startswith("schedule.steps=") for text in options.space)
+    if options.min_steps is not None and options.min_steps >= steps and not varied:
+        raise ConfigError(
+            f"--min-steps {options.min_steps} is not below schedule.steps {steps}, so that nothing would be pruned: lower it, "
+            "or give --pruner none"
+        )
 
 
 def check_unchanged(question: Question, saved: dict[str, Any]) -> None:

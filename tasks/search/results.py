@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from config import load_recipe
 from config.load import display_path, merged_recipe
 from data.files import write_atomically
 from tasks.search.question import Question
@@ -143,15 +144,20 @@ def write_best(question: Question, winner: "FrozenTrial", trials: int) -> str:
         f"{question.metric.replace('_', ' ')} {winner.value:.4f}.\n# {' '.join(chosen)}\n"
     )
     write_atomically(path, about + recipe)
+    steps = load_recipe(str(path)).schedule.steps
     return (
         f"best          trial {origin(winner)}: {' '.join(chosen)}\n"
-        f"train longer  deepspeed train.py {display_path(path)} schedule.steps={2 * question.config.schedule.steps}"
+        f"train longer  deepspeed train.py {display_path(path)} schedule.steps={2 * steps}"
     )
 
 
 def forget_checkpoints(question: Question, study: "Study") -> None:
     """Remove those of finished trials, but for the best so far."""
+    from optuna.trial import TrialState
+
     winner = best(study)
     for trial in known_trials(study):
-        if trial.state.is_finished() and (winner is None or trial.number != winner.number):
+        # Between its failure and its new entry an interrupted trial has failed without an outcome.
+        over = trial.state in (TrialState.COMPLETE, TrialState.PRUNED) or "outcome" in trial.user_attrs
+        if over and (winner is None or trial.number != winner.number):
             shutil.rmtree(question.folder / f"trial_{origin(trial):04d}" / "checkpoints", ignore_errors=True)

@@ -83,7 +83,9 @@ def settle(running: Running, code: int, question: Question, study: "Study") -> t
         return f"has lost a rank, a host or a link {where} and is started again", 0
     diverged = code == DIVERGED or (code == 0 and bool(values))
     if diverged:
-        trial.report(math.nan, running.step + 1)  # the worst to samplers, which ignore what has failed
+        trial.report(
+            math.nan, running.step + 1
+        )  # worse to samplers than all of its length; they ignore what has failed
     message = (
         f"the last {words(question.metric, values[-1])}" if code == 0 and values else running.training.last_words()
     )

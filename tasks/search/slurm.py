@@ -17,7 +17,7 @@ def submit(question: Question, options: argparse.Namespace) -> int:
     if options.launcher or options.jobs > 1:
         raise ConfigError("--slurm trains by srun, one trial at a time in each worker: leave --launcher and --jobs out")
     words = ["-m", "launch", "slurm", question.typed, *question.overrides, *shlex.split(options.slurm)]
-    words += ["--job-name", question.name, "--workers", str(options.workers), "--driver", worker_command(options)]
+    words += ["--job-name", question.name, "--workers", str(options.workers or 1), "--driver", worker_command(options)]
     return subprocess.run([sys.executable, *words]).returncode
 
 

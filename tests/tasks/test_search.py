@@ -1,5 +1,6 @@
 """A search with trainings that take no time: their loss has its minimum at a learning rate of 0.01, and is nan above 1."""
 
+import argparse
 import json
 import signal
 import subprocess
@@ -12,7 +13,8 @@ import pytest
 import tasks.search.study
 from config import load_recipe
 from tasks.__main__ import main
-from tasks.search.question import launcher_words
+from tasks.search import add_arguments
+from tasks.search.question import launcher_words, read_question
 from tests.conftest import ROOT, environment, metrics
 
 optuna = pytest.importorskip("optuna")
@@ -101,6 +103,8 @@ def test_the_same_command_goes_on_and_another_question_is_refused(recipe, folder
     assert "is another search:\n  optimizer.weight_decay: " in capsys.readouterr().err
     assert main([*command(recipe, "--trials", "4"), "--value", "last"]) == 2
     assert 'value: "best" → "last"' in capsys.readouterr().err
+    assert main(["search", str(recipe), *STEPS, "--sampler", "grid", "--space", "optimizer.lr=1e-3,1e-2"]) == 2
+    assert "grid: false → true" in capsys.readouterr().err
     (folder / "search.db").unlink()
     assert main(command(recipe)) == 2
     assert "belongs to a search that sqlite:///" in capsys.readouterr().err
@@ -116,10 +120,25 @@ def test_a_grid_has_every_combination_once(recipe, folder):
     assert sorted(tried) == [("1e-2", 2), ("1e-2", 4), ("1e-3", 2), ("1e-3", 4)]
 
 
+def test_half_a_run_is_trained_before_a_trial_may_be_pruned(recipe):
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    question = read_question(parser.parse_args(command(recipe)[1:]))
+    assert (question.min_steps, question.reduction) == (45, 3)
+
+
+def test_the_best_is_trained_for_twice_its_own_steps(recipe, folder, capsys):
+    words = ["search", str(recipe), "validation.every_steps=10", "--launcher", LAUNCHER, "--sampler", "grid"]
+    assert main([*words, "--space", "schedule.steps=90,91", "--space", "optimizer.lr=1e-2,1e-1"]) == 0
+    best = found(folder)["trials"][found(folder)["best"]]["params"]
+    assert f"best.yaml schedule.steps={2 * int(best['schedule.steps'])}" in capsys.readouterr().out
+
+
 def test_bad_trials_are_stopped_early(recipe, folder, monkeypatch):
     monkeypatch.setenv("STEP_SECONDS", "0.02")
     rates = "1e-2,3e-4,1e-4,1e-1"
     words = ["search", str(recipe), *STEPS, "--launcher", LAUNCHER, "--sampler", "grid", "--keep-checkpoints"]
+    words += ["--min-steps", "10"]
     assert main([*words, "--space", f"optimizer.lr={rates}"]) == 0
     trials = found(folder)["trials"]
     assert [trial["state"] for trial in trials] == ["complete", *["pruned"] * 3]
@@ -213,6 +232,12 @@ def test_two_searches_at_once_are_two_workers_of_one(recipe, folder):
         (["--storage", "sqlite:////no/where/search.db"], "unable to open database file"),
         (["--jobs", "3"], "--jobs 3 trains more at a time than there are GPUs (2)"),
         (["--report"], "tiny-search is no search yet"),
+        (["--report", "--slurm", "--nodes 1"], "tiny-search is no search yet"),
+        (["--pruner", "none", "--min-steps", "20"], "--min-steps has no effect without --pruner asha or median"),
+        (["--pruner", "median", "--reduction", "2"], "--reduction has no effect without --pruner asha"),
+        (["--sampler", "grid", "--seed", "1"], "--seed has no effect without --sampler tpe or random"),
+        (["--workers", "4"], "--workers has no effect without --slurm"),
+        (["--min-steps", "90"], "--min-steps 90 is not below schedule.steps 90, so that nothing would be pruned"),
         (["optimizer.lrr=1"], "unknown setting; did you mean lr?"),
     ],
 )
