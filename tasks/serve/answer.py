@@ -13,6 +13,7 @@ from model.decoder import NewToken
 from tasks.serve import logprobs
 from tasks.serve.choice import Choice
 from tasks.serve.logprobs import Logged
+from tasks.serve.writing_queue import WritingQueue
 
 
 @dataclass
@@ -20,6 +21,8 @@ class Answer:
     name: str
     tokenizer: Tokenizer
     choices: list[Choice]
+    queue: WritingQueue
+    """Where they are written."""
     news: asyncio.Queue
     """(number of the choice, token or end)."""
     prompt_tokens: int
@@ -42,8 +45,12 @@ class Answer:
                     choice.add(news)
                     yield choice
         finally:
-            for choice in self.choices:
-                choice.writing.over = True
+            self.give_up()
+
+    def give_up(self) -> None:
+        """Nothing more of it is wanted."""
+        for choice in self.choices:
+            self.queue.give_up(choice.writing)
 
     @property
     def usage(self) -> dict[str, int]:

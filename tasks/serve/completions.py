@@ -103,4 +103,4 @@ def _start(
     ]
     queue.start([choice.writing for choice in choices])
     read = sum(len(prompt.source if prompt.source is not None else prompt.tokens) for prompt, _ in prompts)
-    return Answer(served.name, served.tokenizer, choices, news, read, chat)
+    return Answer(served.name, served.tokenizer, choices, queue, news, read, chat)

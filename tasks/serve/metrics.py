@@ -18,12 +18,14 @@ class Metrics:
         self.seconds = Histogram("request_seconds", "Time of a request", ["path"], buckets=SECONDS, **known)
         self.active = Gauge("active_requests", "Requests that are being answered", **known)
         self.waiting = Gauge("waiting_tokens", "Tokens that wait for the model", ["work"], **known)
-        self.tokens = Counter("tokens", "Tokens that the model read or wrote", ["work"], **known)
+        self.tokens = Counter(
+            "tokens", "Tokens that the model read (embed, classify) or wrote (write)", ["work"], **known
+        )
         self.rows = Histogram("batch_rows", "Rows of a batch", ["work"], buckets=SIZES, **known)
         self.dropped = Counter("dropped_requests", "Requests whose client went away", **known)
 
     def computed(self, work: str, rows: int, tokens: int) -> None:
-        """A batch is done. `work`: embed or write."""
+        """A batch is done. `work`: embed, classify or write."""
         self.rows.labels(work).observe(rows)
         self.tokens.labels(work).inc(tokens)
 

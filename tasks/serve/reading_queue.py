@@ -19,6 +19,8 @@ class Texts:
 
     results: list[Any]
     left: int
+    waiting: int
+    """Tokens that are not being computed yet."""
     finished: asyncio.Future[None]
     """Cancelled when the client is gone."""
 
@@ -43,11 +45,15 @@ class ReadingQueue:
 
     async def read(self, rows: Sequence[Sized]) -> list[Any]:
         """The result of each row, whose length is its number of tokens. Raises ApiError 429 if too much is waiting."""
-        self.backlog.admit(sum(map(len, rows)))
-        request = Texts([None] * len(rows), len(rows), asyncio.get_running_loop().create_future())
+        tokens = sum(map(len, rows))
+        self.backlog.admit(tokens)
+        request = Texts([None] * len(rows), len(rows), tokens, asyncio.get_running_loop().create_future())
         self.waiting.extend(Text(row, request, place) for place, row in enumerate(rows))
         self.arrived.set()
-        await request.finished
+        try:
+            await request.finished
+        finally:
+            self.backlog.tokens -= request.waiting  # of a client that is gone, or of what follows a failure
         return request.results
 
     async def run(self) -> None:
@@ -69,8 +75,9 @@ class ReadingQueue:
             if not gone and batch and total + len(text.row) > self.budget:
                 break
             self.waiting.popleft()
-            self.backlog.tokens -= len(text.row)
             if not gone:
+                self.backlog.tokens -= len(text.row)
+                text.request.waiting -= len(text.row)
                 batch.append(text)
                 total += len(text.row)
         if not self.waiting:

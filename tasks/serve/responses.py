@@ -9,6 +9,7 @@ from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Send
 
 from tasks.serve.answer import Answer
 from tasks.serve.errors import ApiError, error_body, failed
@@ -39,8 +40,25 @@ async def written(service: Service, answer: Answer, body: WritingRequest, reques
     if not body.stream:
         return await answered(service, answer.whole(), request)
     usage = body.stream_options is not None and body.stream_options.include_usage
-    events = server_sent(answer, usage, service.limits.timeout)
-    return StreamingResponse(events, media_type="text/event-stream", headers=UNBUFFERED)
+    return Stream(service, answer, usage)
+
+
+class Stream(StreamingResponse):
+    """An answer as server-sent events, given up when the client leaves, be it before the first one."""
+
+    def __init__(self, service: Service, answer: Answer, usage: bool):
+        events = server_sent(answer, usage, service.limits.timeout)
+        super().__init__(events, media_type="text/event-stream", headers=UNBUFFERED)
+        self.service, self.answer = service, answer
+
+    async def stream_response(self, send: Send) -> None:
+        try:
+            await super().stream_response(send)
+        except asyncio.CancelledError:
+            self.service.metrics.dropped.inc()
+            raise
+        finally:
+            self.answer.give_up()
 
 
 async def disconnected(request: Request) -> None:

@@ -24,6 +24,7 @@ class Writing:
     """Of the choice in its request."""
     news: asyncio.Queue[tuple[int, NewToken | End]]
     """Where each (number, token) goes, and at last (number, end)."""
+    waiting: bool = True
     over: bool = False
     """Finished, or no longer wanted."""
 
@@ -49,6 +50,12 @@ class WritingQueue:
         self.waiting.extend(writings)
         self.arrived.set()
 
+    def give_up(self, writing: Writing) -> None:
+        """Compute no more of it, and let others wait in its place."""
+        if writing.waiting and not writing.over:
+            self.backlog.tokens -= writing.cost
+        writing.over = True
+
     async def run(self) -> None:
         """Write for ever."""
         while True:
@@ -69,8 +76,9 @@ class WritingQueue:
         """Let as many join as there are rows for."""
         while self.waiting and len(self.running) < self.limits.max_batch_rows:
             writing = self.waiting.popleft()
-            self.backlog.tokens -= writing.cost
             if not writing.over:
+                writing.waiting = False
+                self.backlog.tokens -= writing.cost
                 (number,) = self.decoder.add(writing.request)
                 self.running[number] = writing
 

@@ -53,8 +53,12 @@ def wait_for(condition) -> None:
         time.sleep(0.01)
 
 
-def waiting_tokens(url: str) -> float:
-    return float(httpx.get(f"{url}/metrics").text.split('groundwork_waiting_tokens{work="embed"} ')[1].split()[0])
+def waiting_tokens(url: str, work: str = "embed") -> float:
+    return float(metrics(url).split(f'groundwork_waiting_tokens{{work="{work}"}} ')[1].split()[0])
+
+
+def metrics(url: str) -> str:
+    return httpx.get(f"{url}/metrics").text
 
 
 def test_what_waits_is_batched_and_what_is_too_much_is_turned_away(held):
@@ -72,16 +76,17 @@ def test_what_waits_is_batched_and_what_is_too_much_is_turned_away(held):
         assert [len(batch) for batch in model.batches] == [1, 4, 1]
 
 
-def test_a_client_that_went_away_is_not_computed(held):
+def test_a_client_that_went_away_is_neither_computed_nor_counted_as_waiting(held):
     served, model = held
     with serving(served) as url, ThreadPoolExecutor(9) as pool:
         first = pool.submit(post, url, "x")
         assert model.entered.wait(20)
         with pytest.raises(httpx.ReadTimeout):
             post(url, "gone", timeout=0.3)
-        wait_for(lambda: "groundwork_dropped_requests_total 1.0" in httpx.get(f"{url}/metrics").text)
+        wait_for(lambda: "groundwork_dropped_requests_total 1.0" in metrics(url))
+        assert waiting_tokens(url) == 0
         last = pool.submit(post, url, "stays")
-        wait_for(lambda: waiting_tokens(url) > 7)
+        wait_for(lambda: waiting_tokens(url) == 7)
         model.go.set()
         assert first.result().status_code == last.result().status_code == 200
         assert [len(row) for batch in model.batches[1:] for row in batch] == [7]
@@ -136,6 +141,32 @@ def test_a_stream_whose_model_fails_ends_with_the_error_and_the_next_one_works(m
         with pytest.raises(openai.APIError, match="the server failed on this request"):
             list(client.completions.create(**options))
         assert list(client.completions.create(**options))[-1].choices[0].finish_reason == "length"
+
+
+def test_a_stream_that_is_left_before_its_first_token_is_neither_written_nor_counted_as_waiting(monkeypatch):
+    step, go, entered = Decoder.step, threading.Event(), threading.Event()
+
+    def held_step(decoder):
+        entered.set()
+        assert go.wait(20)
+        return step(decoder)
+
+    monkeypatch.setattr(Decoder, "step", held_step)
+    with serving(decoder(), Limits(max_batch_rows=1)) as url, ThreadPoolExecutor(1) as pool:
+        body = {"model": "tiny-gpt", "max_tokens": 5, "temperature": 0}
+        first = pool.submit(httpx.post, f"{url}/v1/completions", json={**body, "prompt": "a"}, timeout=20)
+        assert entered.wait(20)
+        chat = {**body, "messages": [{"role": "user", "content": "a"}], "stream": True, "n": 2}
+        with httpx.stream("POST", f"{url}/v1/chat/completions", json=chat) as answer:
+            lines = answer.iter_lines()
+            assert '"role": "assistant"' in next(lines)
+            assert waiting_tokens(url, "write") > 0
+        wait_for(lambda: "groundwork_dropped_requests_total 1.0" in metrics(url))
+        assert waiting_tokens(url, "write") == 0
+        go.set()
+        assert first.result().status_code == 200
+        time.sleep(0.1)
+        assert 'groundwork_tokens_total{work="write"} 5.0' in metrics(url)
 
 
 @pytest.mark.parametrize("stream", [True, False])
