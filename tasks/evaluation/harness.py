@@ -134,7 +134,8 @@ def run_tasks(
     limit: int | None = None,
     shots: int | None = None,
 ) -> list[Result]:
-    """One result for each task or group of the harness; `folder` holds task files (YAML) of one's own.
+    """One result for each task of the harness, and for each group that has numbers of its own; `folder` holds task files
+    (YAML) of one's own.
 
     Raises ConfigError if there is no such task.
     """
@@ -153,12 +154,17 @@ def run_tasks(
         log_samples=False,
     )
     assert found is not None
-    return [_result(name, dict(values), limit, shots) for name, values in found["results"].items()]
+    results = [_result(name, dict(values), limit, shots) for name, values in found["results"].items()]
+    return [result for result in results if result.metrics]
 
 
 def _result(task: str, values: dict[str, Any], limit: int | None, shots: int | None) -> Result:
-    """The harness names its numbers METRIC,FILTER."""
-    values = {name.removesuffix(",none"): value for name, value in values.items() if isinstance(value, int | float)}
-    values = {name: float(value) for name, value in values.items() if "_stderr" not in name}
+    """The harness names its numbers METRIC,FILTER and counts the examples as sample_len; a group may have no number."""
+    numbers = {
+        name.removesuffix(",none"): float(value)
+        for name, value in values.items()
+        if "," in name and "_stderr" not in name and isinstance(value, int | float)
+    }
+    examples = {"examples": values["sample_len"]} if numbers and "sample_len" in values else {}
     settings = {name: value for name, value in (("limit", limit), ("shots", shots)) if value is not None}
-    return Result("harness", task, next(iter(values)), values, settings)
+    return Result("harness", task, next(iter(numbers), ""), numbers | examples, settings)

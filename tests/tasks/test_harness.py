@@ -66,7 +66,12 @@ def test_numbers_are_those_of_the_harness_own_model(trained, tasks, tmp_path):
 
     from tasks.evaluation.harness import run_tasks
 
-    ours = {r.source: r.metrics for r in run_tasks(trained, torch.device("cpu"), list(TASKS), folder=tasks)}
+    (tasks / "both.yaml").write_text("group: both\ntask: [choosing, reading]\n")
+    results = run_tasks(trained, torch.device("cpu"), ["both", "writing"], folder=tasks)
+    heads = {"choosing": "acc", "reading": "word_perplexity", "writing": "exact_match"}
+    assert {result.source: result.headline for result in results} == heads  # the group has no number of its own
+    ours = {result.source: result.metrics for result in results}
+    assert all(metrics["examples"] == len(QUESTIONS) for metrics in ours.values())
     theirs = lm_eval.simple_evaluate(
         HFLM(str(save_folder(trained, tmp_path / "hf")), device="cpu", batch_size=2, max_length=64, dtype="float32"),
         tasks=list(TASKS), task_manager=TaskManager(include_path=tasks, include_defaults=False), bootstrap_iters=0,
