@@ -138,7 +138,7 @@ def vectors(options: argparse.Namespace, trained: "Trained", device: "torch.devi
     from tasks.embedding import Embedder
     from tasks.evaluation import vectors
 
-    embedder = Embedder(trained, options.pooling, dimensions=options.dimensions)
+    embedder = Embedder(trained, options.pooling, normalize=True, dimensions=options.dimensions)
     for measure, paths in (
         (vectors.similarity, options.sts),
         (vectors.pairs, options.pairs),

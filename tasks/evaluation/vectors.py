@@ -175,10 +175,17 @@ def _fields(path: str, names: Sequence[str], kinds: Sequence[type]) -> Iterator[
     for where, record in read_records(path):
         if missing := [name for name in names if record.get(name) is None]:
             raise DataError(f"{where}: no field {missing[0]!r}; there are {', '.join(record)}")
-        values = []
-        for name, kind in zip(names, kinds, strict=True):
-            try:
-                values.append(kind(record[name]))
-            except ValueError:
-                raise DataError(f"{where}: {name} is {record[name]!r}, not a number") from None
-        yield [where, *values]
+        yield [where, *(_field(where, name, record[name], kind) for name, kind in zip(names, kinds, strict=True))]
+
+
+def _field(where: str, name: str, value: Any, kind: type) -> Any:
+    """The value as text, number or whole number; numbers may serve as texts. Raises DataError for anything else."""
+    if kind is str and isinstance(value, str | int | float):
+        return str(value)
+    try:
+        if kind is not str and (number := float(value)) == (found := kind(number)):
+            return found
+    except (TypeError, ValueError, OverflowError):
+        pass
+    wanted = {str: "a text", float: "a number", int: "a whole number"}[kind]
+    raise DataError(f"{where}: {name} is {value!r}, not {wanted}")

@@ -82,6 +82,18 @@ def test_a_table_a_json_file_and_a_page(files, capsys):
     assert page.count(f"{perplexity['metrics']['bits_per_byte']:.4f}") == 2
 
 
+def test_cosines_are_of_vectors_that_the_folder_leaves_long(files, capsys):
+    """A sentence-transformers folder without a Normalize module."""
+    assert evaluate(files, "--sts", str(files / "sts.jsonl"), "--pooling", "mean") == 0
+    expected = capsys.readouterr().out
+    (files / "model/1_Pooling").mkdir()
+    (files / "model/1_Pooling/config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
+    modules = [{"path": "", "type": "models.Transformer"}, {"path": "1_Pooling", "type": "models.Pooling"}]
+    (files / "model/modules.json").write_text(json.dumps(modules))
+    assert evaluate(files, "--sts", str(files / "sts.jsonl")) == 0
+    assert capsys.readouterr().out == expected
+
+
 def test_axes_hold_their_points():
     axis = Axis(0, 10, 50, 450)
     assert [(tick.place, tick.text) for tick in axis.ticks()][::5] == [(50, "0"), (450, "10")]

@@ -119,6 +119,10 @@ def test_each_wrong_file_is_named(beir, tmp_path):
     one = write(tmp_path / "one.jsonl", [{"text": WORDS[0], "label": "a"}])
     empty = write(tmp_path / "empty.jsonl", [])
     words = write(tmp_path / "words.jsonl", [{"sentence1": "a", "sentence2": "b", "score": "high"}])
+    tokens = write(tmp_path / "tokens.jsonl", [{"text": [WORDS[0]], "label": "a"}])
+    pair = {"sentence1": WORDS[0], "sentence2": WORDS[1]}
+    shares = write(tmp_path / "shares.jsonl", [pair | {"label": 0.7}])
+    listed = write(tmp_path / "listed.jsonl", [pair | {"score": [1]}])
     ragged = tmp_path / "ragged.csv"
     ragged.write_text("sentence1,sentence2,score\na,b\n")
     cases = [
@@ -130,6 +134,9 @@ def test_each_wrong_file_is_named(beir, tmp_path):
         (lambda: vectors.similarity(EMBEDDER, empty), r"empty\.jsonl: holds no example"),
         (lambda: vectors.similarity(EMBEDDER, train), r"train\.jsonl:1: no field 'sentence1'; there are text, label"),
         (lambda: vectors.similarity(EMBEDDER, words), r"words\.jsonl:1: score is 'high', not a number"),
+        (lambda: vectors.classes(EMBEDDER, tokens, test), r"tokens\.jsonl:1: text is \['word0'\], not a text"),
+        (lambda: vectors.pairs(EMBEDDER, shares), r"shares\.jsonl:1: label is 0\.7, not a whole number"),
+        (lambda: vectors.similarity(EMBEDDER, listed), r"listed\.jsonl:1: score is \[1\], not a number"),
         (lambda: vectors.similarity(EMBEDDER, str(ragged)), r"ragged\.csv:2: 2 columns, but the header has 3"),
         (lambda: vectors.search(EMBEDDER, str(tmp_path / "none")), r"corpus\.jsonl: no such file"),
     ]
