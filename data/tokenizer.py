@@ -58,6 +58,15 @@ class Tokenizer:
         return hashlib.sha256(canonical_json(json.loads(self.spec)).encode()).hexdigest()
 
     @cached_property
+    def text_fingerprint(self) -> str:
+        """SHA-256, in hex, of what decides the ids of a text: neither special tokens, which no text becomes, nor the
+        template that puts them around it."""
+        spec = json.loads(self.spec)
+        rules = {part: spec[part] for part in ("normalizer", "pre_tokenizer", "model")}
+        rules["added_tokens"] = [token for token in spec["added_tokens"] if not token["special"]]
+        return hashlib.sha256(canonical_json(rules).encode()).hexdigest()
+
+    @cached_property
     def special_ids(self) -> tuple[int, ...]:
         """Ids of all special tokens."""
         return tuple(token["id"] for token in json.loads(self.spec)["added_tokens"] if token["special"])

@@ -41,10 +41,14 @@ class Trained:
     """The longest text that a Hugging Face folder allows, if that is less than the model's positions."""
 
     @property
+    def trained_by(self) -> RunConfig | None:
+        """The recipe of the run, or of the run that a Hugging Face folder was exported from."""
+        return self.recipe or self.exported_recipe
+
+    @property
     def examples_recipe(self) -> RunConfig | None:
         """The recipe that says how labelled examples are read, if the model learned from any."""
-        recipe = self.recipe or self.exported_recipe
-        return recipe if recipe and recipe.data.examples else None
+        return self.trained_by if self.trained_by and self.trained_by.data.examples else None
 
     @property
     def chat_template(self) -> str | None:

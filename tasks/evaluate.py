@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from config import ConfigError
+
 if TYPE_CHECKING:
     import torch
 
@@ -16,8 +18,14 @@ JSON_NAME, PAGE_NAME = "evaluation.json", "evaluation.html"
 PAGE = "evaluation/page.html.jinja"
 EXTRAS = {"lm_eval": "harness", "mteb": "mteb"}
 """What to install for a package; the others belong to `evaluate`."""
-
-
+BELONGS = {
+    ("window", "stride"): ("text", "dataset"),
+    ("set",): ("examples",),
+    ("pooling", "dimensions"): ("sts", "pairs", "retrieval", "classify", "mteb"),
+    ("mteb_data",): ("mteb",),
+    ("harness_tasks", "limit", "shots"): ("harness",),
+}
+"""Options that say how something is measured, and those that ask for it."""
 MANY: dict[str, Any] = {"action": "extend", "nargs": "+", "default": []}
 
 
@@ -71,7 +79,6 @@ def _add_vectors(add: Callable[..., Any]) -> None:
 def run(options: argparse.Namespace) -> int:
     import torch
 
-    from config import ConfigError
     from tasks.checkpoints import load_model
     from tasks.evaluation.result import as_json, as_table
 
@@ -79,11 +86,14 @@ def run(options: argparse.Namespace) -> int:
     if not wanted:
         names = ", --".join(name for names in MEASURES for name in names)
         raise ConfigError(f"nothing to evaluate on: give one or more of --{names}")
+    check_options(options)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         trained = load_model(options.model, device)
-        results = [result for measure in wanted for result in measure(options, trained, device)]
-        print(as_table(results))
+        results: list[Result] = []
+        for result in (result for measure in wanted for result in measure(options, trained, device)):
+            print(("\n" if results else "") + as_table([result]), flush=True)
+            results.append(result)
         if options.out:
             from tasks.pages import render
 
@@ -99,6 +109,18 @@ def run(options: argparse.Namespace) -> int:
         extra = EXTRAS.get(package, "evaluate")
         raise ConfigError(f"this needs {package}, which is not installed: pip install -e .[{extra}]") from error
     return 0
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Raises ConfigError for an option of a measure that is not asked for, and for an --out that cannot be a folder."""
+    for names, measures in BELONGS.items():
+        for name in names:
+            if getattr(options, name) not in (None, []) and not any(getattr(options, measure) for measure in measures):
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} is for --{', --'.join(measures)}: give one of them, or leave it out"
+                )
+    if options.out and options.out.exists() and not options.out.is_dir():
+        raise ConfigError(f"--out {options.out} is a file: give a folder")
 
 
 def text(options: argparse.Namespace, trained: "Trained", device: "torch.device") -> "Iterator[Result]":
@@ -123,6 +145,10 @@ def dataset(options: argparse.Namespace, trained: "Trained", device: "torch.devi
             documents = read_dataset(folder, options.split, trained)
             yield predict(trained, documents, f"{folder} ({options.split})", options.window, options.stride, device)
         else:
+            if options.stride is not None:
+                raise ConfigError(
+                    f"--stride {options.stride}: only a decoder's windows slide over a dataset; leave it out"
+                )
             yield held_out_loss(trained, folder, options.split, options.window, options.rows, device)
 
 

@@ -137,8 +137,11 @@ def run_tasks(
     """One result for each task of the harness, and for each group that has numbers of its own; `folder` holds task files
     (YAML) of one's own.
 
-    Raises ConfigError if there is no such task.
+    Raises ConfigError if there is no such task, or for an impossible number of examples.
     """
+    for option, value, least in (("limit", limit, 1), ("shots", shots, 0)):
+        if value is not None and value < least:
+            raise ConfigError(f"--{option} {value}: give at least {least}")
     manager = TaskManager(include_path=folder, include_defaults=folder is None)
     if unknown := [task for task in tasks if task not in manager.all_tasks]:
         known = ", ".join(sorted(manager.all_tasks)[:10]) or "none"

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 from config import ConfigError, DataError
-from config.objective_schema import MaskedLM, PrefixLM, SpanCorruption
+from config.contrastive_schema import Similarity
+from config.objective_schema import WRITE_TEXT, MaskedLM, PrefixLM, SpanCorruption, row_shape
 from config.schema import DataSection
-from config.supervised_schema import HEADED
-from data.batch import Batch
+from data.batch import IGNORE, Batch
 from data.dataset import load_tokenizer, open_dataset
 from data.documents import ReadOptions, read
 from data.manifest import Split
@@ -61,24 +61,24 @@ def read_dataset(folder: Path, split: Split, trained: Trained) -> Documents:
 
 
 def check_writes(trained: Trained, option: str) -> None:
-    """Raises ConfigError if the model has no language model's head."""
-    if isinstance(trained.objective, HEADED):
+    """Raises ConfigError if the model has no language model's head, or one that was not trained."""
+    if trained.objective.name not in WRITE_TEXT:
+        fitting = "--sts, --pairs, --retrieval or --classify"
+        fitting = fitting if isinstance(trained.objective, Similarity) else "--examples"
         raise ConfigError(
-            f"{option} needs a language model, but this one was fine-tuned for {trained.objective.name}: give --examples"
+            f"{option} needs a language model, but this one learned objective {trained.objective.name}: give {fitting}"
         )
 
 
 def check_tokenizer(folder: Path, trained: Trained) -> None:
-    """Raises DataError if a dataset's tokens are not the model's."""
-    model_tokens = trained.tokenizer.fingerprint
-    theirs = load_tokenizer(folder)
-    if model_tokens not in (
-        theirs.fingerprint,
-        theirs.with_special_tokens(special_names(trained.objective)).fingerprint,
-    ):
+    """Raises DataError if a dataset's tokens are not the model's, or the objective's special tokens would not be."""
+    names = special_names(trained.objective)
+    ours, theirs = (each.with_special_tokens(names) for each in (trained.tokenizer, load_tokenizer(folder)))
+    if (ours.text_fingerprint, ours.ids_of(names)) != (theirs.text_fingerprint, theirs.ids_of(names)):
         raise DataError(
-            f"{folder}: written with tokenizer {theirs.fingerprint[:16]}, but the model's is {model_tokens[:16]}: prepare "
-            "it again with --tokenizer and the model's tokenizer.json, or give the texts themselves to --text"
+            f"{folder}: written with another tokenizer ({theirs.text_fingerprint[:16]}) than the model's "
+            f"({ours.text_fingerprint[:16]}): prepare it again with --tokenizer and the model's tokenizer.json, or give the "
+            "texts themselves to --text"
         )
 
 
@@ -86,15 +86,14 @@ def predict(
     trained: Trained, documents: Documents, source: str, window: int | None, stride: int | None, device: torch.device
 ) -> Result:
     """How well a decoder or an encoder predicts documents. Raises ConfigError for an impossible window or stride."""
-    model, window = trained.model, window or usual_window(trained)
+    model, window = trained.model, usual_window(trained) if window is None else window
     if isinstance(model, GPT):
-        check_window(window, stride or window, trained.config.max_positions)
-        options = {"end_id": trained.tokenizer.eod_id, "window": window, "stride": stride or window}
-        values, curve = perplexity(model, documents, device=device, **options)
-        settings = {"window": window, "stride": stride or window}
+        settings = {"window": window, "stride": window if stride is None else stride}
+        check_window(**settings, longest=trained.config.max_positions)
+        values, curve = perplexity(model, documents, end_id=trained.tokenizer.eod_id, device=device, **settings)
         return Result("perplexity", source, "bits_per_byte", values, settings, curves=[curve])
     assert isinstance(model, Bert)
-    if stride:
+    if stride is not None:
         raise ConfigError(f"--stride {stride}: an encoder sees both sides of a token in disjoint windows; leave it out")
     check_window(window, window, trained.config.max_positions, least=3)
     values = pseudo_perplexity(model, documents, trained.tokenizer, window=window, device=device)
@@ -104,7 +103,7 @@ def predict(
 def usual_window(trained: Trained) -> int:
     """Length of the rows that the model was trained on; without a recipe, of the longest ones that it reads."""
     longest = trained.config.max_positions
-    return min(trained.recipe.data.row_length, longest) if trained.recipe else longest
+    return min(trained.trained_by.data.row_length, longest) if trained.trained_by else longest
 
 
 def held_out_loss(
@@ -112,15 +111,21 @@ def held_out_loss(
 ) -> Result:
     """Loss in nats a target of each part of the model's objective on fixed rows of a dataset, drawn as for validation.
 
-    Raises DataError as `check_tokenizer`, ConfigError if the objective does not learn from text alone.
+    Raises DataError as `check_tokenizer`, ConfigError if the objective does not learn from text alone, or for an
+    impossible window or number of rows.
     """
     if not isinstance(trained.objective, MaskedLM | SpanCorruption | PrefixLM):
-        fitting = (
-            "--sts, --pairs, --retrieval or --classify" if "contrastive" in trained.objective.name else "--examples"
-        )
-        raise ConfigError(f"--dataset has no loss of objective {trained.objective.name} to measure: give {fitting}")
+        raise ConfigError(f"--dataset has no loss of objective {trained.objective.name} to measure: give --examples")
+    if rows < 1:
+        raise ConfigError(f"--rows {rows:,}: give at least 1")
+    window = usual_window(trained) if window is None else window
+    check_window(window, window, trained.config.max_positions)
+    try:
+        row_shape(trained.objective, window)
+    except ValueError as error:
+        raise ConfigError(f"--window {window:,}: {error}") from None
     check_tokenizer(folder, trained)
-    batches = _held_out_rows(trained, folder, split, window or usual_window(trained), rows)
+    batches = _held_out_rows(trained, folder, split, window, rows)
     objective = choose_objective(trained.objective, alone=True)
     targets = count_targets(batches)
     total = dict.fromkeys(targets, 0.0)
@@ -133,12 +138,13 @@ def held_out_loss(
     if text_bytes := count_bytes(batches, trained.tokenizer):
         values["bits_per_byte"] = sum(total[part] for part in LANGUAGE if part in total) / math.log(2) / text_bytes
     values |= {f"{part}_targets": count for part, count in targets.items()}
-    settings = {"objective": trained.objective.name, "rows": sum(len(batch.tokens_BT) for batch in batches)}
+    read = sum(int((batch.labels_BT != IGNORE).any(axis=1).sum()) for batch in batches if batch.labels_BT is not None)
+    settings = {"objective": trained.objective.name, "window": window, "rows": read}
     return Result("held-out loss", f"{folder} ({split})", headline, values, settings)
 
 
 def _held_out_rows(trained: Trained, folder: Path, split: Split, row_length: int, rows: int) -> list[Batch]:
-    masking = trained.recipe is not None and trained.recipe.data.document_masking
+    masking = trained.trained_by is not None and trained.trained_by.data.document_masking
     data = DataSection.model_validate(
         {"datasets": [{"path": str(folder)}], "row_length": row_length, "document_masking": masking}
     )

@@ -67,7 +67,7 @@ def export(
             path = write_gguf(folder, trained, dtype)
             differences["log-probabilities of llama.cpp"] = check_llama_cpp(path, trained, dtype)
         write_card(folder, trained, source, embedder, heads=heads)
-        if recipe := trained.recipe or trained.exported_recipe:
+        if recipe := trained.trained_by:
             (folder / RECIPE).write_text(dump_recipe(recipe), encoding="utf-8")
     return differences
 

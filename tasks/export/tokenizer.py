@@ -20,7 +20,7 @@ SAMPLING = {"do_sample": True, "temperature": 0.8, "top_p": 0.95, "top_k": 0}
 def row_kind(trained: Trained) -> str:
     """Whose special tokens a model's rows have: those of its family, BERT's after contrastive training, or those of a
     decoder that reads whole texts to label them."""
-    if isinstance(trained.objective, Similarity) and (trained.recipe or trained.exported_recipe):
+    if isinstance(trained.objective, Similarity) and trained.trained_by:
         return "bert"
     if trained.config.family == "gpt" and isinstance(trained.objective, HEADED):
         return "labelled"

@@ -116,6 +116,10 @@ def test_numbers_that_are_not_there_are_shown(tmp_path):
         (["--text", "none.txt"], "none.txt: no such file or folder"),
         (["--sts", "none.jsonl"], "none.jsonl: no such file of examples"),
         (["--sts", "x", "--dimensions", "64"], "dimensions 64: the model has 32"),
+        (["--sts", "x", "--window", "64"], "--window is for --text, --dataset: give one of them, or leave it out"),
+        (["--text", "x", "--mteb-data", "y"], "--mteb-data is for --mteb: give"),
+        (["--text", "x", "--out", __file__], "test_evaluate.py is a file: give a folder"),
+        (["--harness", "x", "--limit", "0"], "--limit 0: give at least 1"),
     ],
 )
 def test_mistakes_are_one_message(files, capsys, arguments, message):

@@ -15,8 +15,9 @@ from config import ConfigError, DataError
 from config.schema import DataSection
 from data.dataset import load_tokenizer, open_dataset
 from data.validation import open_validation
+from tasks.checkpoints import load_model
 from tasks.evaluation.language import cut, perplexity, score
-from tasks.evaluation.text import held_out_loss, predict, read_dataset, read_text
+from tasks.evaluation.text import check_writes, held_out_loss, predict, read_dataset, read_text
 from tests.model.tiny import tiny_config, tiny_t5
 from tests.tasks.trained import save_folder, tiny_trained
 
@@ -137,6 +138,14 @@ def test_t5s_held_out_loss_is_transformers(corpus, tmp_path):
     assert result.metrics["lm_targets"] == batch.labels_BT.size
 
 
+def test_an_exported_encoder_is_judged_by_the_same_rows(corpus, tmp_path):
+    """Its tokenizer has a template around each text, which the dataset's has not."""
+    trained = tiny_trained(tiny_config("bert", vocab_size=576), load_tokenizer(corpus))
+    exported = load_model(save_folder(trained, tmp_path / "hf"), CPU)
+    ours, theirs = (held_out_loss(each, corpus, "valid", 32, 9, CPU) for each in (trained, exported))
+    assert ours.metrics == pytest.approx(theirs.metrics, rel=1e-6) and ours.settings["rows"] == 9
+
+
 def test_what_cannot_be_predicted_is_said(corpus, tmp_path):
     gpt, bert = tiny_trained(tiny_config("llama", vocab_size=512)), tiny_trained(tiny_config("bert", vocab_size=512))
     with pytest.raises(ConfigError, match="--window 65 is not from 1 to the model's 64 positions"):
@@ -147,13 +156,20 @@ def test_what_cannot_be_predicted_is_said(corpus, tmp_path):
         predict(bert, [], "x", 8, 4, CPU)
     with pytest.raises(DataError, match="there is no text to predict"):
         predict(gpt, [([], 0)], "x", 8, None, CPU)
-    with pytest.raises(DataError, match=r"written with tokenizer \w{16}, but the model's is \w{16}: prepare it again"):
+    with pytest.raises(
+        DataError, match=r"written with another tokenizer \(\w{16}\) than the model's \(\w{16}\): prepare"
+    ):
         next(read_dataset(corpus, "valid", gpt))
-    with pytest.raises(ConfigError, match="no loss of objective contrastive to measure: give --sts"):
-        held_out_loss(
-            tiny_trained(tiny_config("bert", vocab_size=576), load_tokenizer(corpus), name="contrastive"),
-            corpus, "valid", 32, 4, CPU,
-        )  # fmt: skip
+    with pytest.raises(ConfigError, match=r"--text needs a language model, .* objective contrastive: give --sts"):
+        check_writes(tiny_trained(tiny_config("bert", vocab_size=576), name="contrastive"), "--text")
+    with pytest.raises(ConfigError, match="--stride 0 is not from 1 to --window 8"):
+        predict(gpt, [], "x", 8, 0, CPU)
+    with pytest.raises(ConfigError, match="--window 65 is not from 1 to the model's 64 positions"):
+        held_out_loss(bert, corpus, "valid", 65, 4, CPU)
+    with pytest.raises(ConfigError, match=r"--window 3: data\.row_length 3 leaves room for 1 tokens of text"):
+        held_out_loss(bert, corpus, "valid", 3, 4, CPU)
+    with pytest.raises(ConfigError, match="--rows 0: give at least 1"):
+        held_out_loss(bert, corpus, "valid", 32, 0, CPU)
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match=r"binary\.txt: document 0 .* is not UTF-8"):
         list(read_text(str(tmp_path / "binary.txt"), gpt.tokenizer, "text"))
