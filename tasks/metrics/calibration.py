@@ -47,7 +47,7 @@ def reliability(true_N: ArrayLike, probability_NC: ArrayLike, bins: int = BINS) 
     """The examples in `bins` equal intervals (low, high] of their highest probability."""
     true_N, probability_NC = _checked(true_N, probability_NC)
     confidence_N, right_N = probability_NC.max(1), probability_NC.argmax(1) == true_N
-    place_N = np.clip(np.ceil(confidence_N * bins).astype(int) - 1, 0, bins - 1)
+    place_N = np.digitize(confidence_N, np.arange(1, bins) / bins, right=True)
     rows = []
     for number in range(bins):
         inside_N, low, high = place_N == number, number / bins, (number + 1) / bins

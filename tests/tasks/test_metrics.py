@@ -43,6 +43,8 @@ def test_entities_as_in_seqevals_readme():
     }
     # What only strict IOB2 says: an entity that begins with I- is none.
     assert metrics.sequence([["B-NP", "I-NP", "O"]], [["I-NP", "I-NP", "O"]])["f1"] == 0
+    none = metrics.sequence([["O", "O"]], [["O", "O"]])
+    assert none == {"precision": 0, "recall": 0, "f1": 0, "f1_macro": 0, "tag_accuracy": 1}
 
 
 def test_text_as_in_sacrebleus_readme():
@@ -113,6 +115,9 @@ def test_calibration_in_closed_form():
     assert values["nll"] == pytest.approx(-np.log([0.9, 0.1, 0.8, 0.55]).mean())
     bins = metrics.reliability(true, probability)
     assert [(row.examples, row.accuracy) for row in bins if row.examples] == [(1, 1.0), (1, 1.0), (2, 0.5)]
+    edges = np.arange(1, 10) / 10  # 0.7 * 10 is more than 7
+    rows = np.stack([edges, 1 - edges], 1)
+    assert [row.examples for row in metrics.reliability([0] * 9, rows)] == [0, 0, 0, 0, 1, 2, 2, 2, 2, 0]
     with pytest.raises(DataError, match=r"example 1 .* add up to 1\.2000"):
         metrics.calibration([0, 1], [[0.5, 0.5], [0.6, 0.6]])
     with pytest.raises(DataError, match="class 2 has no probability: there are 2"):
@@ -182,6 +187,7 @@ def test_a_uniform_model_needs_the_logarithm_of_its_vocabulary():
         (lambda: metrics.retrieval({"q": {"d": 1}}, {}), "1 of 1 queries were not ranked, the first is 'q'"),
         (lambda: metrics.retrieval({"q": {"d": 0}}, {}), "none of 1 queries has a relevant document"),
         (lambda: metrics.likelihood(0.0, 0, 0), "no text to predict"),
+        (lambda: metrics.likelihood(math.nan, 5, 5), "the loss of 5 tokens is nan: the model's weights are not all"),
     ],
 )
 def test_what_cannot_be_measured_is_said(measure, message):
