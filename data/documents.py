@@ -122,6 +122,11 @@ def read_parquet(unit: Unit, options: ReadOptions, advance: Advance) -> Iterator
                     break
                 except (pyarrow.ArrowException, OSError) as error:
                     raise DataError(f"{path}: row group {group} is damaged ({error}); copy the file again") from error
+                if None in ids:
+                    raise DataError(
+                        f"{path}: row group {group} has a text without an id: fill column {columns[-1]!r}, or choose another "
+                        "with --id-field"
+                    )
                 for text, number in zip(texts, ids, strict=True):
                     yield Document(text or "", "no text" if text is None else "", str(number))
                 advance(int(share * len(texts)))

@@ -206,6 +206,10 @@ def _row_groups(file: _File, options: ReadOptions, unit_bytes: int) -> Iterator[
     kind = columns.field(options.text_field).type
     if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
         raise DataError(f"{file.path}: column {options.text_field!r} is {kind}, not text: choose with --text-field")
+    if options.id_field:
+        kind = columns.field(options.id_field).type
+        if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind) or pyarrow.types.is_integer(kind)):
+            raise DataError(f"{file.path}: column {options.id_field!r} is {kind}, not ids: choose with --id-field")
     groups = metadata.num_row_groups
     share = max(1, file.size // max(1, groups))
     step = max(1, unit_bytes // share)

@@ -77,9 +77,8 @@ def embed(options: argparse.Namespace, world: "World") -> str:
     Chunks of texts that are finished already, by whatever ranks, are not embedded again.
     """
     from data.documents import ReadOptions
-    from data.resume import locked
     from data.sources import plan
-    from engine.dist import barrier, from_main, together
+    from engine.dist import from_main, together
     from tasks.embed_parts import Parts, chunks, describe
 
     reading = ReadOptions(options.text_field, options.txt_documents, id_field=options.id_field)
@@ -87,13 +86,13 @@ def embed(options: argparse.Namespace, world: "World") -> str:
     embedder = together(lambda: load_embedder(options, world), world)
     settings = describe(embedder, options, sources)
     parts = Parts(options.out, embedder.dimensions, options.keep_text, bool(options.id_field))
-    with locked(parts.folder) if world.is_main else nullcontext():
-        together(lambda: parts.open(settings) if world.is_main else None, world)
+    refuse = options.too_long == "refuse"
+    with parts.held() if world.is_main else nullcontext():
+        together(lambda: parts.open(settings, refuse) if world.is_main else None, world)
         # Every text is read once before the first is embedded: a bad line is worth knowing hours earlier.
         total = from_main(together(lambda: count(chunks(sources, reading)) if world.is_main else 0, world))
         done = from_main(parts.finished() if world.is_main else None)
-        embed_share(embedder, chunks(sources, reading), parts, done, total, options.too_long == "refuse", world)
-        barrier()
+        together(lambda: embed_share(embedder, chunks(sources, reading), parts, done, total, refuse, world), world)
         cut = from_main(together(lambda: parts.join(total, settings) if world.is_main else 0, world))
     kind = f"{embedder.pooling} pooling, {'length 1' if embedder.normalize else 'not normalised'}"
     cuts = f"; {cut:,} texts were longer than {embedder.max_tokens} tokens and cut" if cut else ""

@@ -7,6 +7,7 @@ import argparse
 import json
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from config import DataError
 from data.documents import Document, ReadOptions, read
 from data.files import atomic_file, write_atomically
 from data.manifest import PARTIAL
+from data.resume import locked
 from data.sources import Source
 from tasks.embed_files import write_npy, write_npz, write_parquet
 from tasks.embedding import Embedder
@@ -107,10 +109,26 @@ class Parts:
         fields += [("text", pyarrow.large_string())] if keep_text else []
         self.schema = pyarrow.schema([*fields, ("embedding", pyarrow.list_(pyarrow.float32(), dimensions))])
 
-    def open(self, settings: dict[str, Any]) -> None:
-        """Raises DataError if the parts there are of other settings or sources."""
-        path = self.folder / PLAN
-        found = json.loads(path.read_text()) if path.is_file() else settings
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Make the folder and hold it for this process; it stays only with finished parts in it. Raises DataError if another
+        process holds it."""
+        with locked(self.folder):
+            try:
+                yield
+            finally:
+                if not self.finished():
+                    shutil.rmtree(self.folder, ignore_errors=True)
+
+    def open(self, settings: dict[str, Any], refuse: bool) -> None:
+        """Raises DataError if the parts there are of other settings or sources, or of texts that were cut, to `refuse`."""
+        path, finished = self.folder / PLAN, self.finished()
+        found = json.loads(path.read_text()) if finished else settings
+        if refuse and (cut := self._count_cut()):
+            raise DataError(
+                f"{self.folder} holds an unfinished output with {cut:,} texts that were cut: give --too-long cut, another "
+                "--out, or remove the folder to start over"
+            )
         if found != settings:
             names = ", ".join(name for name in settings if settings[name] != found.get(name))
             raise DataError(
@@ -121,9 +139,13 @@ class Parts:
 
     def finished(self) -> dict[int, int]:
         """Texts of each finished chunk."""
-        return {
-            int(path.stem): pyarrow.parquet.read_metadata(path).num_rows for path in self.folder.glob("[0-9]*.parquet")
-        }
+        return {int(path.stem): pyarrow.parquet.read_metadata(path).num_rows for path in self._paths()}
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.folder.glob("[0-9]*.parquet"))
+
+    def _count_cut(self) -> int:
+        return sum(int(pyarrow.parquet.read_schema(path).metadata[CUT]) for path in self._paths())
 
     def write(self, chunk: Chunk, vector_ND: np.ndarray, cut: int) -> None:
         """Write one chunk's part; `cut` of its texts were too long."""
@@ -140,13 +162,12 @@ class Parts:
 
     def join(self, total: int, settings: dict[str, Any]) -> int:
         """Write the output of `total` texts and remove the parts; returns how many of the texts were cut."""
-        paths = sorted(self.folder.glob("[0-9]*.parquet"))
         rows = sum(self.finished().values())
         if rows != total:
             raise DataError(f"the inputs had {total:,} texts at the start and {rows:,} now: they changed meanwhile")
-        cut = sum(int(pyarrow.parquet.read_schema(path).metadata[CUT]) for path in paths)
+        cut = self._count_cut()
         with atomic_file(self.out) as file:
-            tables = (pyarrow.parquet.read_table(path) for path in paths)
+            tables = (pyarrow.parquet.read_table(path) for path in self._paths())
             if self.out.suffix == ".parquet":
                 about = {"groundwork": json.dumps({**settings, "texts": total, "cut": cut})}
                 write_parquet(file, tables, self.schema.with_metadata(about))

@@ -79,6 +79,8 @@ def test_killed_and_repeated_it_computes_nothing_twice(model, source, expected, 
     assert not out.exists()
     codes, _, errors = run(tmp_path / "other", *command, "--dimensions", "4")
     assert codes == [2] and "unfinished output with another dimensions: repeat that command" in errors
+    codes, _, errors = run(tmp_path / "refused", *command, "--too-long", "refuse")
+    assert codes == [2] and "texts that were cut: give --too-long cut" in errors
     codes, said, errors = run(tmp_path / "second", *command, written=written)
     assert codes == [0], errors
     assert f"{out}: 60 vectors of 32 dimensions (mean pooling, length 1); " in said
@@ -108,6 +110,13 @@ def test_two_ranks_share_the_texts_and_what_a_killed_one_left(model, source, exp
     assert array.dtype == np.float32 and np.abs(array - expected.numpy()).max() <= 1e-6
 
 
+def test_a_text_that_is_refused_is_told_once_by_all_ranks(model, source, tmp_path):
+    codes, _, errors = run(
+        tmp_path / "files", model, source, "--out", tmp_path / "out.npy", "--too-long", "refuse", ranks=2
+    )
+    assert codes == [2, 2] and errors.count("more than 64: shorten it") == 1, errors
+
+
 def test_every_kind_of_file_is_read(model, expected, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
@@ -128,7 +137,7 @@ def test_an_error_is_told_once_by_all_ranks(model, source, tmp_path):
         file.write('{"text": 5}\n')
     codes, _, errors = run(tmp_path / "files", model, source, "--out", tmp_path / "out.npy", ranks=2)
     assert codes == [2, 2] and errors.count("texts.jsonl:61: field 'text' is int, not text") == 1
-    assert not list((tmp_path / ".out.npy.partial").glob("*.parquet"))
+    assert not (tmp_path / ".out.npy.partial").exists()
 
 
 @pytest.mark.parametrize(
@@ -161,6 +170,17 @@ def test_texts_without_the_ids_asked_for_are_refused(name, content, message, tmp
     reading = ReadOptions(txt_documents="line", id_field="id")
     with pytest.raises(DataError, match=message):
         list(chunks(plan([str(tmp_path / name)], reading), reading))
+
+
+@pytest.mark.parametrize(
+    "ids, message", [([1, None], "a text without an id: fill column 'id'"), ([0.5], "is double, not ids")]
+)
+def test_columns_that_name_no_text_are_refused(ids, message, tmp_path):
+    path = str(tmp_path / "a.parquet")
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["x"] * len(ids), "id": ids}), path)
+    reading = ReadOptions(id_field="id")
+    with pytest.raises(DataError, match=message):
+        list(chunks(plan([path], reading), reading))
 
 
 def test_too_long_texts_are_counted_or_refused(tmp_path):
