@@ -26,12 +26,15 @@ from engine.start_from import Source, open_source
 
 BATCH_SIZE, TOKENS_AT_ONCE, PACKED_LENGTH = 32, 16_384, 512
 """Examples in a step; tokens in a micro-batch, at most; tokens in a row of several examples, at least."""
+DRAFT_STEPS = 10**9
+"""Of a recipe whose examples have yet to be counted: more than any setting in steps that the user gives."""
 LR_TIMES_WIDTH = 0.04
 """5e-5 for BERT base, as its authors chose for fine-tuning (arXiv:1810.04805, appendix A.3), and more for narrower models."""
 ADAPTER_LR_RATIO = 10
 """Between the rates of LoRA and of all weights: 5e-4 for RoBERTa base (arXiv:2106.09685, table 9)."""
 MESSAGES = "messages"
 """The field of conversations, as TRL and its data sets name it."""
+LABELLED = ("classification", "token_classification", "relation")
 NOT_WRITTEN = ("vocab_size", "family", "pooler")
 
 Sections = dict[str, dict[str, Any]]
@@ -42,6 +45,7 @@ def draft(options: argparse.Namespace) -> Sections:
 
     Raises ConfigError if the model is of the wrong family, DataError if the examples cannot be read.
     """
+    check_options(options)
     source = open_source(str(options.model))
     check_family(options.task, options.model, source.config)
     records = list(read_records(options.train))
@@ -60,7 +64,7 @@ def draft(options: argparse.Namespace) -> Sections:
         **({"adapter": {"name": options.adapter}} if options.adapter else {}),
         "batch": {"global_batch_size": BATCH_SIZE, "micro_batch_size": 1},
         "optimizer": {"lr": learning_rate(options, source.config), "weight_decay": 0.01},
-        "schedule": {"steps": 1, "name": "linear", "warmup_steps": 0, "min_lr_ratio": 0.0},
+        "schedule": {"steps": DRAFT_STEPS, "name": "linear", "warmup_steps": 0, "min_lr_ratio": 0.0},
         "checkpoint": {"every_steps": 1},
         "validation": {"every_steps": 1, "metric": METRICS.get(options.task, ("loss",))[-1], "keep_best": True},
     }
@@ -87,18 +91,32 @@ def fit(sections: Sections, config: RunConfig, epochs: int) -> Sections:
         batch = max(1, min(rows, round(BATCH_SIZE * rows / len(train))))
     fits = (size for size in range(1, batch + 1) if batch % size == 0 and size * length <= TOKENS_AT_ONCE)
     epoch = -(-rows // batch)
+    asked = config.schedule.steps
+    steps = epochs * epoch if asked == DRAFT_STEPS else asked
     fitted: Sections = {
         "data": {"row_length": length},
         "batch": {"global_batch_size": batch, "micro_batch_size": max(fits, default=1)},
-        "schedule": {"steps": epochs * epoch, "warmup_steps": epochs * epoch // 10},
+        "schedule": {"steps": steps, "warmup_steps": steps // 10},
         "checkpoint": {"every_steps": epoch},
         "validation": {"every_steps": epoch},
     }
     if isinstance(config.adapter, AdaLoRA):  # its authors' shares of a run (arXiv:2303.10512)
-        fitted["adapter"] = {"initial_steps": epochs * epoch // 10, "final_steps": epochs * epoch // 2}
+        fitted["adapter"] = {"initial_steps": steps // 10, "final_steps": steps // 2}
     if isinstance(objective, SequenceToSequence):
         fitted["objective"] = {"target_length": max(len(row.ids) for row in train + valid)}
     return {name: values | fitted.get(name, {}) for name, values in sections.items()}
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Raises ConfigError for an option that the task has no use for."""
+    if options.balanced and options.task not in LABELLED:
+        raise ConfigError(f"--balanced weighs labels, and {options.task} has none: leave it out")
+    if options.tags != "iob2" and options.task != "token_classification":
+        raise ConfigError(
+            f"--tags {options.tags} is for token_classification, and {options.task} has no tags: leave it out"
+        )
+    if name := next((text.partition("=")[2] for text in options.overrides if text.startswith("adapter.name=")), ""):
+        raise ConfigError(f"adapter.name={name}: give --adapter {name} instead, which the learning rate goes by, too")
 
 
 def name_of(options: argparse.Namespace) -> str:
