@@ -123,6 +123,8 @@ class RowEncoder:
                 for v, n in ((words, "words"), (tags, "tags"))
             ]
             raise DataError(f"{where}: {counts[0]}, but {counts[1]}: each word needs one tag")
+        if other := [word for word in words if not isinstance(word, str)]:
+            raise DataError(f"{where}: the word {other[0]!r} is {type(other[0]).__name__}, not text: put it in quotes")
         ids, spans = self.tokenizer.encode_with_places(" ".join(words))
         labels: list[int] = [IGNORE] * len(ids)
         for place, tag in zip(first_tokens(words, spans), tags, strict=True):
@@ -159,6 +161,10 @@ class RowEncoder:
             ids += tokens
             labels += tokens if learned else [IGNORE] * len(tokens)
         self._fit(record, [ids], self.length + 1)
+        if all(label == IGNORE for label in labels[: len(ids)]):
+            raise DataError(
+                f"{record[0]}: no answer begins within the first {len(ids):,} tokens: shorten what comes before"
+            )
         return Row(ids, labels[: len(ids)])
 
     def _fit(self, record: Record, texts: list[list[int]], room: int, setting: str = "data.row_length") -> None:

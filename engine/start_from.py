@@ -20,6 +20,8 @@ HEADS = ("lm_head.", "temperature.")
 """What the source may lack, or have beyond what is needed: every other parameter must be in both."""
 BY_TOKEN = ("embed_tokens.weight", "lm_head.weight", "lm_head.bias")
 """Parameters with a row for each token. They may have more rows than the source's, for new special tokens."""
+TASK_OUTPUT = "lm_head.output."
+"""A row for each label: other labels begin anew."""
 TASK_DENSE, POOLER = "lm_head.dense.", "lm_head.pooler."
 FREE = {"preset", "vocab_size", "dropout", "init_std", "zero_init_outputs", "pooler", "max_positions"}
 """Settings of a model in which it may differ from its source, as far as the shapes of the weights allow."""
@@ -54,9 +56,11 @@ def open_source(folder: str) -> Source:
 
     recipe = load_recipe(str(checkpoint / "recipe.yaml"))
     if recipe.adapter.name != "none":
+        fix = "export it (python -m tasks export), which merges the two, and start from the folder written"
+        if recipe.adapter.name == "houlsby":
+            fix = f"nothing merges the two: start from what that run started from ({recipe.run.start_from or 'random weights'})"
         raise ConfigError(
-            f"run.start_from {checkpoint} has adapter.name {recipe.adapter.name} beside its weights: export it (python -m "
-            "tasks export), which merges LoRA and AdaLoRA, and start from the folder written"
+            f"run.start_from {checkpoint} has adapter.name {recipe.adapter.name} beside its weights: {fix}"
         )
     return Source(checkpoint, recipe.model, shapes, read)
 
@@ -110,7 +114,7 @@ def match(source: Source, wanted: dict[str, list[int]]) -> dict[str, str]:
         found = source.shapes.get(theirs)
         if found is not None and (list(found) == shape or (name in BY_TOKEN and fits(found, shape))):
             names[name] = theirs
-        elif found is not None or not name.startswith(HEADS):
+        elif not name.startswith(HEADS) or (found is not None and not name.startswith(TASK_OUTPUT)):
             problems.append(f"{name} is {list(found) if found is not None else 'missing'} there, {shape} here")
     known = {*wanted, *names.values()}
     problems += [f"{n} is {list(source.shapes[n])} there, unknown here" for n in unused(source, known, heads=False)]

@@ -78,3 +78,5 @@ def test_houlsby_stays_in_the_model_and_is_not_exported(pretrained, tmp_path):
     assert any(".adapter.down." in name for name in trained.model.state_dict())
     with pytest.raises(Exception, match="houlsby"):
         export(run, tmp_path / "exported")
+    again = train(pretrained[0], "run.name=again", f"run.start_from={run}")
+    assert again.returncode == 2 and f"start from what that run started from ({pretrained[1]})" in again.stderr

@@ -122,7 +122,9 @@ LONG = "word " * 30
         (recipe("token_classification", BERT, labels=LABELS), {"text": ["a"], "label": ["T0", "T1"]}, "1 words, but 2 tags: each word needs one tag"),
         (recipe("token_classification", BERT, labels=LABELS), {"text": "a b", "label": ["T0", "T1"]}, "no list of words, but 2 tags"),
         (recipe("token_classification", BERT, labels=["O", "I-A"]), {"text": ["a"], "label": ["I-A"]}, "I-A begins an entity, after O"),
+        (recipe("token_classification", BERT, labels=LABELS), {"text": ["a", 5], "label": ["T0", "T1"]}, "the word 5 is int, not text: put it in quotes"),
         (recipe("instruction"), {"text": "a", "label": " "}, "label is empty"),
+        (recipe("instruction", messages="talk", truncate=True), {"talk": [{"role": "user", "content": LONG}, {"role": "assistant", "content": "a"}]}, "no answer begins within the first 49 tokens"),
         (recipe("instruction", messages="talk"), {"talk": [{"role": "user", "content": "a"}]}, "no message is the assistant's"),
     ],
 )  # fmt: skip

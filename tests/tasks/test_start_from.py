@@ -1,6 +1,7 @@
 """Fine-tuning starts from the models that transformers saves: what ours computes is what theirs does."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +11,10 @@ from safetensors.torch import load_file
 
 from config import CheckpointError, ConfigError
 from data.training import open_training
+from engine.start_from import Source, match, report
 from tests.tasks.hugging_face import BERT, GPT2, LLAMA, MODERNBERT, SIZES, T5, edit, save
 from tests.tasks.starting import started, write_recipe
+from tests.tiny import tiny_config
 
 KV = dict(num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.2)
 MODELS: dict[str, tuple[Any, Any, str]] = {
@@ -119,3 +122,15 @@ def test_conversations_are_read_by_the_model_s_own_template(tmp_path):
     learned = batch.labels_BT[0][batch.labels_BT[0] >= 0]
     assert tokenizer.decode(batch.tokens_BT[0]).startswith("[CLS]<u>the;<a>the the;<u>the;<a>the the")
     assert batch.tokens_BT[0, 0] == tokenizer.ids_of(["[CLS]"])[0] and tokenizer.decode(learned) == "the the;the the;"
+
+
+def test_a_head_for_other_labels_begins_anew():
+    """Its layers before the labels are kept, and nothing else may have another shape."""
+    shapes = {"norm.weight": (8,), "lm_head.dense.weight": (8, 8), "lm_head.output.weight": (2, 8)}
+    source = Source(Path("run"), tiny_config().model, shapes, lambda name, start, stop: torch.zeros(stop - start))
+    wanted = {name: list(shape) for name, shape in shapes.items()} | {"lm_head.output.weight": [3, 8]}
+    names = match(source, wanted)
+    assert list(names) == ["norm.weight", "lm_head.dense.weight"]
+    assert report(source, wanted, names).endswith("; new: lm_head.output.weight; not used: lm_head.output.weight")
+    with pytest.raises(ConfigError, match=r"lm_head.dense.weight is \[8, 8\] there, \[9, 8\] here"):
+        match(source, wanted | {"lm_head.dense.weight": [9, 8]})
