@@ -163,6 +163,8 @@ def check_adapter(config: "RunConfig") -> None:
 
 
 def _check_targets(adapter: LowRank, model: TransformerConfig) -> None:
+    if len(set(adapter.targets or ())) < len(adapter.targets or ()):
+        raise ValueError(f"adapter.targets {', '.join(adapter.targets or ())} name a matrix twice: name each once")
     for name in target_matrices(adapter, model):
         if name == "gate_proj" and not model.gated:
             raise ValueError(

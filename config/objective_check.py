@@ -97,7 +97,7 @@ def _check_examples(config: "RunConfig") -> None:
     if data.examples is None:
         if config.validation.metric != "loss":
             raise ValueError(
-                f"validation.metric {config.validation.metric}: objective.name {objective.name} reports loss"
+                f"validation.metric {config.validation.metric}: objective.name {objective.name} reports loss alone: leave it out"
             )
         return
     if not (data.examples.tokenizer or config.run.start_from):
@@ -117,7 +117,10 @@ def _check_examples(config: "RunConfig") -> None:
     if data.examples.tags != "iob2" and objective.name != "token_classification":
         raise ValueError(f"data.examples.tags: objective.name {objective.name} learns no tags of words: leave it out")
     if config.validation.metric not in (known := METRICS.get(objective.name, ("loss",))):
-        raise ValueError(f"validation.metric {config.validation.metric} is none of {', '.join(known)}")
+        raise ValueError(
+            f"validation.metric {config.validation.metric} is none of {', '.join(known)}, which objective.name "
+            f"{objective.name} reports: name one of these"
+        )
     if config.engine.sequence_parallel > 1:
         raise ValueError("engine.sequence_parallel cuts rows, and labelled examples are rows of their own: set it to 1")
 
@@ -127,7 +130,7 @@ def _check_rows(config: "RunConfig", pairs: str) -> None:
     shape = row_shape(objective, row_length)
     if shape.decoder > config.model.max_positions and isinstance(objective, Supervised):
         raise ValueError(
-            f"objective.target_length {shape.decoder} is more than model.max_positions {config.model.max_positions}"
+            f"objective.target_length {shape.decoder} is more than model.max_positions {config.model.max_positions}: lower it"
         )
     if shape.decoder > config.model.max_positions:
         raise ValueError(

@@ -56,9 +56,11 @@ class Labelled(Supervised):
     @model_validator(mode="after")
     def _check_labels(self) -> "Labelled":
         if len(set(self.labels)) < len(self.labels):
-            raise ValueError(f"labels names a label twice: {', '.join(self.labels)}")
+            raise ValueError(f"labels names a label twice: {', '.join(self.labels)}; name each once")
         if self.class_weights and len(self.class_weights) != len(self.labels):
-            raise ValueError(f"class_weights has {len(self.class_weights)} numbers for {len(self.labels)} labels")
+            raise ValueError(
+                f"class_weights has {len(self.class_weights)} numbers for {len(self.labels)} labels: give one for each, or none"
+            )
         return self
 
 

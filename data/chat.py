@@ -64,12 +64,14 @@ def compile_template(source: str, eos_token: str = "") -> Render:
     def raise_exception(message: str) -> None:
         raise ValueError(message)
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
     environment.globals |= {"raise_exception": raise_exception, "eos_token": eos_token}
     try:
         return environment.from_string(source).render
     except TemplateSyntaxError as error:
-        raise DataError(f"the chat template, line {error.lineno}: {error}") from None
+        raise DataError(f"the chat template, line {error.lineno}: {error}: mend it") from None
 
 
 def turns(where: str, messages: Any, render: Render) -> Iterator[tuple[str, bool]]:

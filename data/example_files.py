@@ -60,7 +60,7 @@ def _read_jsonl(path: Path) -> Iterator[Record]:
         try:
             record = json.loads(line)
         except ValueError as error:
-            raise DataError(f"{path}:{number}: not JSON: {error}") from None
+            raise DataError(f"{path}:{number}: not JSON: {error}: mend the line") from None
         if not isinstance(record, dict):
             raise DataError(f"{path}:{number}: expected an object with fields, not {line.strip()[:40]}")
         yield f"{path}:{number}", record
@@ -74,7 +74,7 @@ def _read_table(path: Path, delimiter: str, quoting: Literal[0, 3] = csv.QUOTE_M
         try:
             names = next(reader, [])
             if len(set(names)) < len(names):
-                raise DataError(f"{path}:1: the header names a column twice: {', '.join(names)}")
+                raise DataError(f"{path}:1: the header names a column twice: {', '.join(names)}; rename one")
             first = reader.line_num + 1
             for row in reader:
                 if len(row) not in (0, len(names)):

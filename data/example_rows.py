@@ -204,7 +204,7 @@ class RowEncoder:
     def _text(self, record: Record, name: str) -> str:
         value = value_of(record, name)
         if not isinstance(value, str):
-            raise DataError(f"{record[0]}: {name} is {type(value).__name__}, not text")
+            raise DataError(f"{record[0]}: {name} is {type(value).__name__}, not text: write it as a string")
         return value
 
 

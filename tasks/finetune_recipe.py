@@ -159,10 +159,11 @@ def vocabulary(options: argparse.Namespace, config: TransformerConfig) -> int:
 
 def fields(options: argparse.Namespace, first: Record, source: Source) -> dict[str, str]:
     """Names of the examples' fields and what has to be known to read them."""
+    pair = {"pair": options.pair} if options.pair else {}
     if options.task == "instruction" and MESSAGES in first[1] and options.text not in first[1]:
         template = chat_template(source.path)
-        return {"messages": MESSAGES, **({"chat_template": template} if template else {})}
-    named = {"text": options.text, "label": options.label} | ({"pair": options.pair} if options.pair else {})
+        return {"messages": MESSAGES, **({"chat_template": template} if template else {}), **pair}
+    named = {"text": options.text, "label": options.label, **pair}
     return {**named, "tags": options.tags} if options.task == "token_classification" else named
 
 

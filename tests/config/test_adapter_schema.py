@@ -46,6 +46,7 @@ def test_parameters_equal_those_trained(config, settings):
         ({"adapter": {"name": "lora"}, "optimizer": {"decay_embeddings": False}}, "decay_embeddings has no effect"),
         ({"adapter": {"name": "lora", "rank": 20}}, "adapter.rank 20 is more than the 16 of k_proj"),
         ({"adapter": {"name": "lora", "targets": ["gate_proj"]}, "model": {"preset": "gpt2"}}, "gate_proj"),
+        ({"adapter": {"name": "lora", "targets": ["q_proj", "q_proj"]}}, "name a matrix twice: name each once"),
         ({"adapter": {"name": "adalora", "rank": 4, "target_rank": 4}}, "target_rank 4 is not below adapter.rank 4"),
         ({"adapter": {"name": "adalora", "rank": 4, "target_rank": 2, "final_steps": 8}}, "schedule.steps 8"),
     ],

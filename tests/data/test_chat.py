@@ -12,6 +12,7 @@ CHATML = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+BREAK = "{% for message in messages %}{% if loop.index > 2 %}{% break %}{% endif %}{{ message.content }}{% endfor %}"
 TALK = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "Hi {{ x }}"},
@@ -37,7 +38,7 @@ def test_only_what_the_assistant_says_is_learned():
     assert [text for text, learned in pieces(CHATML, TALK) if learned] == ["Hello.<|im_end|>\n", "See you.<|im_end|>\n"]
 
 
-@pytest.mark.parametrize("source", [TEMPLATE, CHATML])
+@pytest.mark.parametrize("source", [TEMPLATE, CHATML, BREAK])
 def test_the_text_is_that_of_transformers(source):
     tokenizers, transformers = pytest.importorskip("tokenizers"), pytest.importorskip("transformers")
     model = tokenizers.Tokenizer.from_str(byte_tokenizer().spec)
