@@ -60,6 +60,10 @@ def encode_prompt(text: str, objective: ObjectiveConfig, tokenizer: Tokenizer, s
 
 
 def without_spaces(text: str, tokenizer: Tokenizer) -> str:
-    """The text without the spaces before its holes, if a token of the tokenizer is a word with the space before it: what
-    was hidden in training had its space."""
-    return SPACE_BEFORE_HOLE.sub("", text) if len(tokenizer.encode(" a")) == 1 else text
+    """The text without the spaces before its holes, if these hide them."""
+    return SPACE_BEFORE_HOLE.sub("", text) if hides_spaces(tokenizer) else text
+
+
+def hides_spaces(tokenizer: Tokenizer) -> bool:
+    """Whether a token is a word with the space before it, so that what a hole hid in training had its space."""
+    return len(tokenizer.encode(" a")) == 1

@@ -9,6 +9,7 @@ from tokenizers.processors import TemplateProcessing
 
 from config.contrastive_schema import Similarity
 from config.supervised_schema import HEADED, SequenceToSequence
+from data.prompt import MASK, hides_spaces
 from data.specials import BERT, T5
 from data.tokenizer import Tokenizer
 from tasks.checkpoints import Trained
@@ -55,15 +56,8 @@ def save_tokenizer(folder: Path, trained: Trained, *, padded: bool = False) -> d
     tokenizer, kind = trained.tokenizer, row_kind(trained)
     tokens = special_tokens(tokenizer, kind)
     ids = dict(zip(tokens, tokenizer.ids_of(tuple(tokens.values())), strict=True))
-    spec = json.loads(tokenizer.spec)
-    if (spec.get("post_processor") or {}).get("type") != "ByteLevel":
-        spec["post_processor"] = None  # it added special tokens that training did not
-    model = tokenizers.Tokenizer.from_str(json.dumps(spec))
-    if template := templates(kind, tokens):
-        numbers = [(tokens[role], ids[role]) for role in tokens]
-        model.post_processor = TemplateProcessing(single=template[0], pair=template[1], special_tokens=numbers)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.json").write_text(model.to_str(pretty=True), encoding="utf-8")
+    (folder / "tokenizer.json").write_text(_with_template(tokenizer, kind, tokens, ids), encoding="utf-8")
     types = ["token_type_ids"] if getattr(trained.config, "token_types", 0) else []
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -88,6 +82,21 @@ def save_tokenizer(folder: Path, trained: Trained, *, padded: bool = False) -> d
             folder / "generation_config.json", {"pad_token_id": ids["eos_token"], **token_ids, **_writing(trained)}
         )
     return token_ids
+
+
+def _with_template(tokenizer: Tokenizer, kind: str, tokens: dict[str, str], ids: dict[str, int]) -> str:
+    """A tokenizer.json that puts around texts what training did, and in which holes take the space before them as in
+    training."""
+    spec = json.loads(tokenizer.spec)
+    if (spec.get("post_processor") or {}).get("type") != "ByteLevel":
+        spec["post_processor"] = None  # it added special tokens that training did not
+    for added in spec["added_tokens"]:
+        added["lstrip"] |= added["content"] in (MASK, *T5[1:]) and hides_spaces(tokenizer)
+    model = tokenizers.Tokenizer.from_str(json.dumps(spec))
+    if template := templates(kind, tokens):
+        numbers = [(tokens[role], ids[role]) for role in tokens]
+        model.post_processor = TemplateProcessing(single=template[0], pair=template[1], special_tokens=numbers)
+    return model.to_str(pretty=True)
 
 
 def _writing(trained: Trained) -> dict[str, Any]:

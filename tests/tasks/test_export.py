@@ -17,14 +17,16 @@ import tasks.checkpoints
 import tasks.export.tokenizer
 from config import CheckpointError, ConfigError
 from config.objective_schema import CausalLM, MaskedLM, SpanCorruption
+from data.prompt import encode_prompt
 from data.specials import BERT, T5
-from data.tokenizer import Tokenizer, byte_tokenizer
+from data.tokenizer import Tokenizer, byte_alphabet, byte_level_bpe, byte_tokenizer, with_end_token
 from model.hf import architecture
 from tasks.checkpoints import Trained
 from tasks.export.folder import export
 from tests.conftest import ROOT, environment, train
 from tests.model.tiny import tiny_config, tiny_model, tiny_t5
 from tests.tasks.framed import framed_bytes
+from tests.tasks.trained import save_folder, tiny_trained
 
 CONFIGS = {
     "gpt2": tiny_config("gpt2", vocab_size=320),
@@ -96,6 +98,19 @@ def test_tokenizers_surround_texts_as_in_training(trained, tmp_path):
     assert words("a<extra_id_1>")["input_ids"] == [97, tokenizer.ids_of(["<extra_id_1>"])[0], tokenizer.eod_id]
     hf = transformers.AutoConfig.from_pretrained(tmp_path / "t5")
     assert hf.decoder_start_token_id == hf.pad_token_id == tokenizer.ids_of(T5)[0]
+
+
+@pytest.mark.parametrize(("family", "hole"), [("bert", "[MASK]"), ("t5", "<extra_id_0>")])
+def test_holes_take_the_space_that_they_hid_in_training(family, hole, tmp_path):
+    """Where a token is a word with its space, as `tasks generate` reads them."""
+    vocab = {char: byte for byte, char in byte_alphabet().items()} | {"Ġa": 256}
+    tokenizer = with_end_token(byte_level_bpe(vocab, [("Ġ", "a")], None))
+    config = tiny_t5(vocab_size=400) if family == "t5" else CONFIGS[family]
+    made = tiny_trained(config, tokenizer)
+    words = transformers.AutoTokenizer.from_pretrained(save_folder(made, tmp_path / "out"))
+    read = encode_prompt(f"b {hole} a", made.objective, made.tokenizer)
+    assert words(f"b {hole} a")["input_ids"] == (read.source or read.tokens)
+    assert words("b  a", add_special_tokens=False)["input_ids"] == tokenizer.encode("b  a")
 
 
 def test_special_tokens_that_training_did_not_add_are_not_exported(monkeypatch, tmp_path):
