@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -33,7 +34,8 @@ def load_hf(
     The head is that of the `objective` (see `load_hf_objective`), else the language model's. Without `need_heads` others
     are passed over, and the weights have ours (`lm_head`) only if it is whole. With `pooler`, BERT's is among the weights
     wherever there is one: heads of tasks begin with it.
-    Raises ConfigError when the architecture is not one of ours, CheckpointError when files or weights are missing.
+    Raises ConfigError when the architecture is not one of ours, CheckpointError when files or weights are missing or
+    damaged.
     """
     folder = Path(folder)
     config = from_hf_config(_read_config(folder), source=str(folder / "config.json"))
@@ -154,15 +156,19 @@ def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{folder}: no config.json; give a folder with config.json and *.safetensors")
-    return json.loads(path.read_text())
+    return _read_json(path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not JSON ({error}); copy the file again") from None
 
 
 def _read_tensors(folder: Path) -> StateDict:
     index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    else:
-        files = ["model.safetensors"]
+    files = sorted(set(_read_json(index)["weight_map"].values())) if index.is_file() else ["model.safetensors"]
     tensors: StateDict = {}
     for file in files:
         if not (folder / file).is_file():
@@ -171,7 +177,10 @@ def _read_tensors(folder: Path) -> StateDict:
             raise CheckpointError(
                 f"{folder}: {file} is missing; only safetensors files are read{advice if pickled else ''}"
             )
-        tensors.update(load_file(folder / file))
+        try:
+            tensors.update(load_file(folder / file))
+        except SafetensorError as error:
+            raise CheckpointError(f"{folder / file}: damaged ({error}); copy the file again") from None
     return tensors
 
 

@@ -55,21 +55,11 @@ class Embedder:
                 "pooling cls is the first token's state, which in a decoder has seen nothing else: choose last or mean"
             )
         self.width = trained.config.hidden_size
-        longest_vector = trained.layout.dimensions or self.width
-        self.dimensions = longest_vector if dimensions is None else dimensions
-        if not 1 <= self.dimensions <= longest_vector:
-            raise ConfigError(
-                f"dimensions {dimensions}: the model has {longest_vector}, choose from 1 to {longest_vector}"
-            )
-        longest = min(trained.max_tokens or trained.config.max_positions, trained.config.max_positions)
-        shortest = len(self.begin) + 1 + len(self.end)
-        self.max_tokens = max_tokens or longest
-        if not shortest <= self.max_tokens <= trained.config.max_positions:
-            raise ConfigError(
-                f"max_tokens {self.max_tokens}: choose from {shortest} (one token of text) to the model's "
-                f"{trained.config.max_positions} positions"
-            )
+        self.dimensions = choose_dimensions(dimensions, trained.layout.dimensions or self.width)
+        self.max_tokens = choose_max_tokens(max_tokens, trained, len(self.begin) + 1 + len(self.end))
         on_cpu = self.model.embed_tokens.weight.device.type == "cpu"
+        if batch_tokens is not None and batch_tokens < 1:
+            raise ConfigError(f"batch_tokens {batch_tokens}: choose at least 1")
         self.batch_tokens = batch_tokens or (CPU_BATCH_TOKENS if on_cpu else BATCH_TOKENS)
         self.padding = CPU_PADDING if on_cpu else self.batch_tokens
 
@@ -122,6 +112,25 @@ def batches(lengths: Sequence[int], tokens: int, padding: int | None = None) -> 
             size += 1
         yield order[:size]
         order = order[size:]
+
+
+def choose_dimensions(wanted: int | None, most: int) -> int:
+    """All of a vector's numbers, or the wanted ones. Raises ConfigError if it has fewer."""
+    if wanted is not None and not 1 <= wanted <= most:
+        raise ConfigError(f"dimensions {wanted}: the model has {most}, choose from 1 to {most}")
+    return most if wanted is None else wanted
+
+
+def choose_max_tokens(wanted: int | None, trained: Trained, shortest: int) -> int:
+    """The longest text: as wanted, else as long as the folder allows and the model reads. Raises ConfigError for one that
+    holds less than `shortest`, or more than the model reads."""
+    positions = trained.config.max_positions
+    longest = min(trained.max_tokens or positions, positions) if wanted is None else wanted
+    if not shortest <= longest <= positions:
+        raise ConfigError(
+            f"max_tokens {longest}: choose from {shortest} (one token of text) to the model's {positions} positions"
+        )
+    return longest
 
 
 def default_pooling(trained: Trained) -> Pooling:

@@ -83,7 +83,7 @@ MISTRAL = replace(
     settings=LLAMA.settings | {"sliding_window": "sliding_window"},
     write=_rope,
     read=_read_rope,
-    defaults=LLAMA.defaults | {"sliding_window": 4096},
+    defaults=LLAMA.defaults | {"sliding_window": 4096, "num_key_value_heads": 8},
 )
 
 QWEN3 = replace(
@@ -100,4 +100,5 @@ QWEN3 = replace(
     write=_rope,
     read=_read_rope,
     fixed=LLAMA.fixed | {"attention_bias": (False,), "use_sliding_window": (False,)},
+    defaults=LLAMA.defaults | {"num_key_value_heads": 32, "head_dim": 128},
 )

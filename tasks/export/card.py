@@ -104,7 +104,10 @@ def last_validation(metrics: Path, step: int) -> dict[str, float]:
         return {}
     found = {}
     for line in metrics.read_text().splitlines():
-        record = json.loads(line)
+        try:
+            record = json.loads(line)
+        except ValueError:  # a kill cut it short
+            continue
         if "validation_loss" in record and record["step"] <= step:
             found = {n: v for n, v in record.items() if n.startswith("validation_") and isinstance(v, int | float)}
             found["validated after step"] = record["step"]

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 import model
@@ -102,6 +103,16 @@ def test_a_foreign_model_we_cannot_compute_is_refused(preset, changes, message):
     hf = to_hf_config(tiny_config(preset), dtype="float32") | changes
     with pytest.raises(ConfigError, match=f"somewhere/config.json: .*{message}"):
         from_hf_config(hf, "somewhere/config.json")
+
+
+@pytest.mark.parametrize(("preset", "theirs"), [("mistral", "MistralConfig"), ("qwen3", "Qwen3Config")])
+def test_settings_that_a_file_leaves_out_are_those_of_transformers(preset, theirs):
+    hf = to_hf_config(tiny_config(preset), dtype="float32") | {"hidden_size": 64, "num_attention_heads": 32}
+    del hf["num_key_value_heads"], hf["head_dim"]
+    expected = getattr(transformers, theirs)(**hf)
+    read = from_hf_config(hf, "config.json")
+    assert read.kv_heads == expected.num_key_value_heads
+    assert read.head_width == (expected.head_dim or 2)
 
 
 def test_a_missing_setting_is_named():
@@ -216,6 +227,13 @@ def test_an_empty_folder_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         model.load_hf(tmp_path)
     save_tiny(tmp_path, "gpt2")
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: damaged \(.*\); copy the file again"):
+        model.load_hf(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"model\.safetensors is missing; only safetensors files are read"):
+        model.load_hf(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type":')
+    with pytest.raises(CheckpointError, match=r"config\.json: not JSON \(.*\); copy the file again"):
         model.load_hf(tmp_path)

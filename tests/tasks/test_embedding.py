@@ -118,6 +118,8 @@ def trained_here(config, objective) -> Trained:
         ("bert", {"dimensions": 0}, "dimensions 0: the model has 32"),
         ("bert", {"max_tokens": 65}, r"max_tokens 65: choose from 3 .* to the model's 64 positions"),
         ("bert", {"max_tokens": 2}, "max_tokens 2: choose from 3"),
+        ("bert", {"max_tokens": 0}, "max_tokens 0: choose from 3"),
+        ("bert", {"batch_tokens": 0}, "batch_tokens 0: choose at least 1"),
     ],
 )
 def test_what_a_model_cannot_serve_is_refused(preset, options, message):
