@@ -75,7 +75,8 @@ class Axis:
                 f"{shown(self.low)},{shown(self.high)}, or give a step"
             )
         count = int((self.high - self.low) / step + 1e-9) + 1
-        return [RANGES[self.kind](self.low + number * step) for number in range(count)]
+        # Rounded, as 3 * 0.1 lies beyond 0.3, and Optuna refuses what is out of range.
+        return [RANGES[self.kind](float(f"{self.low + number * step:.12g}")) for number in range(count)]
 
     def of(self, config: RunConfig) -> Any:
         """The value that stands in a recipe, None if it is none of the axis."""

@@ -36,6 +36,18 @@ def test_axes_are_what_optuna_samples_from(tmp_path):
     assert [len(axis.grid()) for axis in axes if axis.kind != "log" and axis.kind != "log_int"] == [2, 4, 4, 2]
 
 
+@pytest.mark.parametrize(
+    "text", ["uniform:0:0.3:0.1", "uniform:0.1:0.7:0.2", "uniform:1e-6:7e-6:1e-6", "int:2:9:3", "int:0:4"]
+)
+def test_a_grid_has_only_values_that_optuna_takes(text):
+    from optuna import create_trial
+
+    (axis,) = read_space([f"model.dropout={text}"])
+    for value in axis.grid():
+        create_trial(params={axis.setting: value}, distributions={axis.setting: axis.distribution}, value=0.0)
+    assert axis.grid()[-1] <= axis.high and len(axis.grid()) > 2
+
+
 def test_values_become_settings_of_a_recipe_and_the_recipes_own_are_found(recipe):
     axes = read_space(["optimizer.lr=log:1e-4:1e-1", "model.preset=llama,qwen3", "model.num_layers=int:2:4"])
     check_space(axes, str(recipe), [])
