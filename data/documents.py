@@ -3,7 +3,7 @@
 import io
 import json
 import tokenize
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -49,6 +49,21 @@ class ReadOptions:
 def read(unit: Unit, options: ReadOptions, advance: Advance = lambda size: None) -> Iterator[Document]:
     """The documents of a unit. Raises DataError that names the file, and the line where there are lines."""
     return READERS[unit.reader](unit, options, advance)
+
+
+def read_all(units: Iterable[Unit], options: ReadOptions) -> Iterator[Document]:
+    """The documents of units, those without text as empty ones. Raises DataError that names the first that cannot be read,
+    and as `read`."""
+    for unit in units:
+        for number, document in enumerate(read(unit, options)):
+            if document.problem not in ("", "no text"):
+                if len(unit.paths) > 1:
+                    where = unit.paths[number]
+                else:
+                    where = f"{unit.paths[0]}: text {number:,} (counted from 0)"
+                    where += f" after byte {unit.start:,}" if unit.start else ""
+                raise DataError(f"{where} is {document.problem}; mend or remove it")
+            yield document
 
 
 def read_files(unit: Unit, options: ReadOptions, advance: Advance) -> Iterator[Document]:

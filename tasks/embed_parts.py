@@ -19,7 +19,7 @@ import torch
 import xxhash
 
 from config import DataError
-from data.documents import Document, ReadOptions, read
+from data.documents import Document, ReadOptions, read_all
 from data.files import atomic_file, write_atomically
 from data.manifest import PARTIAL
 from data.resume import locked
@@ -61,15 +61,12 @@ def chunks(sources: Sequence[Source], options: ReadOptions) -> Iterator[Chunk]:
 
 
 def _texts(sources: Sequence[Source], options: ReadOptions) -> Iterator[Document]:
-    for unit in (unit for source in sources for unit in source.units):
-        if options.id_field and unit.reader not in ("jsonl", "parquet"):
-            raise DataError(f"{unit.paths[0]}: has no fields, so no {options.id_field!r}: leave --id-field out")
-        for number, document in enumerate(read(unit, options)):
-            if document.problem not in ("", "no text"):
-                raise DataError(
-                    f"{unit.paths[min(number, len(unit.paths) - 1)]}: {document.problem}; mend or remove it"
-                )
-            yield document
+    units = [unit for source in sources for unit in source.units]
+    plain = next((unit for unit in units if unit.reader not in ("jsonl", "parquet")), None)
+    if options.id_field and plain:
+        name = plain.paths[0] if plain.paths else plain.reader
+        raise DataError(f"{name}: has no fields, so no {options.id_field!r}: leave --id-field out")
+    return read_all(units, options)
 
 
 def describe(embedder: Embedder, options: argparse.Namespace, sources: Sequence[Source]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from config.objective_schema import WRITE_TEXT, MaskedLM, PrefixLM, SpanCorrupti
 from config.schema import DataSection
 from data.batch import IGNORE, Batch
 from data.dataset import load_tokenizer, open_dataset
-from data.documents import ReadOptions, read
+from data.documents import ReadOptions, read_all
 from data.manifest import Split
 from data.sources import plan
 from data.specials import special_names
@@ -36,13 +36,8 @@ def read_text(path: str, tokenizer: Tokenizer, text_field: str) -> Documents:
     """
     options = ReadOptions(text_field=text_field)
     for source in plan([path], options):
-        for unit in source.units:
-            for number, document in enumerate(read(unit, options)):
-                if document.problem:
-                    raise DataError(
-                        f"{unit.paths[0]}: document {number:,} (counted from 0) is {document.problem}; mend it"
-                    )
-                yield tokenizer.encode(document.text), len(document.text.encode())
+        for document in read_all(source.units, options):
+            yield tokenizer.encode(document.text), len(document.text.encode())
 
 
 def read_dataset(folder: Path, split: Split, trained: Trained) -> Documents:

@@ -170,6 +170,11 @@ def test_what_cannot_be_predicted_is_said(corpus, tmp_path):
         held_out_loss(bert, corpus, "valid", 3, 4, CPU)
     with pytest.raises(ConfigError, match="--rows 0: give at least 1"):
         held_out_loss(bert, corpus, "valid", 32, 0, CPU)
-    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match=r"binary\.txt: document 0 .* is not UTF-8"):
-        list(read_text(str(tmp_path / "binary.txt"), gpt.tokenizer, "text"))
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "b.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match=r"b\.txt: text 0 .* is not UTF-8"):
+        list(read_text(str(folder), gpt.tokenizer, "text"))
+    (folder / "a.txt").write_text("well")
+    with pytest.raises(DataError, match=r"b\.txt is not UTF-8"):
+        list(read_text(str(folder), gpt.tokenizer, "text"))
