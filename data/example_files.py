@@ -19,6 +19,7 @@ WORDS, TAGS = "text", "label"
 DOCUMENT = "-DOCSTART-"
 UTF8 = "utf-8-sig"
 """With or without a byte order mark."""
+READ_BYTES = 1 << 22
 LONGEST_FIELD = 2**31 - 1
 """Bytes of a field of .csv and .tsv."""
 
@@ -47,7 +48,9 @@ def content_hash(path: str) -> str:
     files = sorted(file for file in source.rglob("*") if file.is_file()) if source.is_dir() else [source]
     for file in files:
         try:
-            digest.update(file.read_bytes())
+            with file.open("rb") as content:
+                while part := content.read(READ_BYTES):
+                    digest.update(part)
         except OSError as error:
             raise DataError(f"{file}: {error.strerror}; it holds labelled examples") from None
     return digest.hexdigest()
