@@ -37,7 +37,7 @@ class Request:
     stop_ids: Collection[int] = ()
     sampling: Sampling = field(default_factory=Sampling)
     samples: int = 1
-    """Continuations; they share the reading of the prompt, and under a seed each has draws of its own."""
+    """Continuations; under a seed each has draws of its own."""
     likeliest: int | None = None
     """Log-probabilities of the tokens chosen and of this many likeliest ones; None: none at all."""
 
@@ -102,7 +102,7 @@ class Decoder:
             )
         numbers = list(range(self._added, self._added + request.samples))
         self._added += request.samples
-        self.waiting.append((request, numbers))
+        self.waiting.append((request, numbers.copy()))
         return numbers
 
     def remove(self, number: int) -> None:
@@ -140,20 +140,22 @@ class Decoder:
         return tokens
 
     def _read_prompts(self) -> Tensor:
-        """Take in waiting requests, at least one; logits [B, V] of their samples' first tokens."""
+        """Take in waiting requests, at least one; logits [B, V] of their samples' first tokens. Equal prompts are read once."""
         taken: list[tuple[Request, list[int]]] = []
+        texts: dict[tuple, int] = {}
+        copies: list[int] = []
         longest = 0
         while self.waiting:
-            request = self.waiting[0][0]
-            longest = max(longest, len(request.prompt), len(request.source or ()))
-            if taken and longest * (len(taken) + 1) > self.prompt_tokens:
+            request, numbers = self.waiting[0]
+            text = tuple(request.prompt), tuple(request.source or ())
+            longest = max(longest, *map(len, text))
+            if taken and longest * len(texts.keys() | {text}) > self.prompt_tokens:
                 break
             taken.append(self.waiting.popleft())
+            copies += [texts.setdefault(text, len(texts))] * len(numbers)
         new = CachedRows(self.model)
-        sources = [request.source for request, _ in taken if request.source is not None]
-        logits_BV = new.read([request.prompt for request, _ in taken], sources)
-        copies = [row for row, (_, numbers) in enumerate(taken) for _ in numbers]
-        if len(copies) > len(taken):
+        logits_BV = new.read([prompt for prompt, _ in texts], [source for _, source in texts if source])
+        if len(copies) > len(texts):
             new.select(copies)
             logits_BV = logits_BV[copies]
         self.rows.join(new)

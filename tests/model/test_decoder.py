@@ -1,6 +1,7 @@
 """Continuous batching: whoever comes and goes, each sequence gets the tokens it would get alone."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import model
 from config import ConfigError
 from model.cache import KVCache
 from model.decoder import Decoder, Request
+from model.rows import CachedRows
 from model.sampling import Sampler, Sampling
 from tests.model.tiny import assert_close, random_tokens, tiny_config, tiny_model, tiny_t5
 
@@ -101,6 +103,24 @@ def test_samples_share_a_prompt_and_differ(name):
     assert first == again and len({tuple(sample) for sample in first}) == 4
     alone = made_request(config, 1, sampling=Sampling(seed=3), max_new_tokens=10)
     assert run_all(Decoder(net), {0: [alone]})[0] == first[0]
+
+
+@pytest.mark.parametrize("name", ["llama", "t5"])
+def test_equal_prompts_are_read_once(name, monkeypatch):
+    config = MODELS[name]
+    net, read, read_rows = tiny_model(config), CachedRows.read, []
+
+    def counted(rows, prompts, sources=()):
+        read_rows.append(len(prompts))
+        return read(rows, prompts, sources)
+
+    monkeypatch.setattr(CachedRows, "read", counted)
+    one, other = (made_request(config, n, sampling=Sampling(seed=n), max_new_tokens=8) for n in (1, 5))
+    requests = [one, other, replace(one, sampling=GREEDY), replace(one, sampling=Sampling(seed=2), samples=2)]
+    tokens = run_all(Decoder(net, prompt_tokens=40), {0: requests})
+    assert read_rows == [2]
+    alone = [run_all(Decoder(net), {0: [request]}) for request in requests]
+    assert list(tokens.values()) == [sample for samples in alone for sample in samples.values()]
 
 
 def test_removed_sequences_leave_the_others_alone():
