@@ -57,7 +57,7 @@ def content_hash(path: str) -> str:
 
 
 def _read_jsonl(path: Path) -> Iterator[Record]:
-    for number, line in _lines(path):
+    for number, line in text_lines(path):
         if not line.strip():
             continue
         try:
@@ -110,7 +110,7 @@ def _read_conll(path: Path) -> Iterator[Record]:
     words: list[str] = []
     tags: list[str] = []
     columns = first = 0
-    for number, line in (*_lines(path), (0, "")):
+    for number, line in (*text_lines(path), (0, "")):
         cells = line.split("\t") if "\t" in line else line.split()
         if not any(cells):
             if words:
@@ -156,7 +156,8 @@ def _named(value: Any, names: list[str] | None) -> Any:
     return None if value is None or value < 0 else names[value]  # -1 is what `datasets` has where there is no label
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbers and texts of a file's lines. Raises DataError if it is not UTF-8."""
     with path.open(encoding=UTF8) as file:
         try:
             for number, line in enumerate(file, start=1):

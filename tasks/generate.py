@@ -1,17 +1,22 @@
-"""Text from a trained model: continues a prompt, writes what fills <extra_id_0> in it, or names what [MASK] hides. Without --prompt at a
-terminal it asks for prompts; --input and --out write a file of many."""
+"""Text from a trained model: continues a prompt, writes what fills <extra_id_0> in it, or names what [MASK] hides. Without
+--prompt at a terminal it asks for prompts; --input and --out write a file of many."""
 
 import argparse
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from config import ConfigError
 
 if TYPE_CHECKING:
     from tasks.checkpoints import Trained
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
 """Options that say how tokens are drawn, by the names of model.sampling.Sampling."""
+
+UNSET = {"stop": [], "samples": 1, "beams": None, "logprobs": False, "prompt": None}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,11 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     import torch
 
-    from config import ConfigError
     from tasks.checkpoints import load_model
 
-    if (options.input is None) != (options.out is None):
-        raise ConfigError("--input and --out belong together: the file of prompts and the file of texts")
+    check(options)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trained = load_model(options.model, device)
     if options.input:
@@ -60,6 +63,28 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def check(options: argparse.Namespace) -> None:
+    """Raises ConfigError for options that contradict each other, or would have no effect."""
+    if (options.input is None) != (options.out is None):
+        raise ConfigError("--input and --out belong together: the file of prompts and the file of texts")
+    for name in ("tokens", "samples", "beams", "batch_size"):
+        if (number := getattr(options, name)) is not None and number < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {number} leaves nothing to write: use at least 1")
+    if options.input is None:
+        refuse(options, ("samples", "beams", "logprobs"), "is for a file of prompts: give --input and --out as well")
+    else:
+        refuse(options, ["prompt"], "is for a single text, and --input has many: leave one of them out")
+    if options.beams is not None:
+        refuse(options, ("samples", "stop", "logprobs"), "has no effect on --beams, which find one text: leave it out")
+
+
+def refuse(options: argparse.Namespace, names: Iterable[str], why: str) -> None:
+    """Raises ConfigError if one of the options is given."""
+    for name in names:
+        if getattr(options, name) != UNSET[name]:
+            raise ConfigError(f"--{name} {why}")
+
+
 def stream_text(trained: "Trained", text: str, options: argparse.Namespace) -> None:
     """Print the prompt and, token by token, what the model makes of it."""
     from data.prompt import encode_prompt
@@ -70,6 +95,7 @@ def stream_text(trained: "Trained", text: str, options: argparse.Namespace) -> N
     model, tokenizer, objective = trained.model, trained.tokenizer, trained.objective
     prompt = encode_prompt(text, objective, tokenizer, frame(trained)[0])
     if objective.name == "masked_lm":
+        refuse(options, ["stop"], "has no effect on a model that names what [MASK] hides: leave it out")
         print(fill_masks(model, prompt, tokenizer, model.embed_tokens.weight.device))
         return
     settings = {name: getattr(options, name) for name in SAMPLING}

@@ -12,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from config import ConfigError, DataError
+from data.example_files import text_lines
 from data.files import write_atomically
 from data.prompt import Prompt, encode_prompt
 from data.tokenizer import Tokenizer
@@ -21,11 +22,13 @@ from model.decoder import Decoder, NewToken, Request
 from model.sampling import Sampling, sequence_key
 from tasks.checkpoints import Trained
 from tasks.embedding import frame
-from tasks.generate import SAMPLING
+from tasks.generate import SAMPLING, refuse
 from tasks.text_stream import StopText, TextStream
 
 SETTINGS = ("model", "input", "tokens", *SAMPLING, "stop", "samples", "beams", "logprobs")
 """Options that change what is written."""
+WRITERS = ("stop", "samples", "beams", "logprobs")
+"""Those of models that write."""
 
 
 @dataclass
@@ -42,30 +45,24 @@ def write_file(trained: Trained, options: argparse.Namespace) -> None:
 
     Draws are a function of the seed, the line and the sample. Lines are appended to a file beside, which gets its name
     when it is complete. Raises DataError for a bad line before anything is computed, ConfigError for settings that
-    contradict each other or those that an unfinished file was begun with.
+    have no effect on the model or are not those that an unfinished file was begun with.
     """
-    model, tokenizer, objective = trained.model, trained.tokenizer, trained.objective
     if options.out.exists():
         raise ConfigError(f"{options.out} exists already: give --out another name, or remove it")
-    if options.beams and options.samples > 1:
-        raise ConfigError(f"--beams {options.beams} finds one text a prompt, not --samples {options.samples}: drop one")
-    if options.batch_size < 1:
-        raise ConfigError(f"--batch-size {options.batch_size} leaves nothing to write: use at least 1")
+    if not options.out.parent.is_dir():
+        raise ConfigError(f"--out {options.out}: there is no folder {options.out.parent}: make it first")
+    if trained.objective.name == "masked_lm":
+        refuse(options, WRITERS, "has no effect on a model that names what [MASK] hides: leave it out")
     options.seed = options.seed or 0
     begin, _ = frame(trained)
     rows = [
-        Row(n, fields, encode_prompt(text, objective, tokenizer, begin))
+        Row(n, fields, encode_prompt(text, trained.objective, trained.tokenizer, begin))
         for n, (fields, text) in enumerate(read(options.input))
     ]
-    check_lengths(rows, options.input, model.config.max_positions)
+    check_lengths(rows, options, trained.config.max_positions)
     partial, settings = (options.out.with_name(f".{options.out.name}.{end}") for end in ("partial", "settings.json"))
     done = finished_lines(partial, settings, options)
-    if objective.name == "masked_lm":
-        texts = masks(model, tokenizer, rows[done:])
-    elif options.beams:
-        texts = beams(model, tokenizer, rows[done:], options)
-    else:
-        texts = in_order(continuations(model, tokenizer, rows[done:], options), done)
+    texts = results(trained, rows[done:], options)
     with open(partial, "a", encoding="utf-8") as file, tqdm(total=len(rows), initial=done, unit="prompt") as bar:
         for row, result in zip(rows[done:], texts, strict=True):
             file.write(json.dumps(row.fields | result, ensure_ascii=False) + "\n")
@@ -76,11 +73,21 @@ def write_file(trained: Trained, options: argparse.Namespace) -> None:
     print(f"{options.out}: {len(rows):,} prompts")
 
 
+def results(trained: Trained, rows: list[Row], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """What is written of each row."""
+    model, tokenizer = trained.model, trained.tokenizer
+    if trained.objective.name == "masked_lm":
+        return masks(model, tokenizer, rows)
+    if options.beams:
+        return beams(model, tokenizer, rows, options)
+    return in_order(continuations(model, tokenizer, rows, options), rows[0].number if rows else 0)
+
+
 def read(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
     """Fields and prompt of each line. Raises DataError naming the line that has none."""
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in text_lines(path):
         if path.suffix != ".jsonl":
             yield {"prompt": line}, line
             continue
@@ -95,11 +102,16 @@ def read(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
         yield fields, fields["prompt"]
 
 
-def check_lengths(rows: list[Row], path: Path, longest: int) -> None:
+def check_lengths(rows: list[Row], options: argparse.Namespace, longest: int) -> None:
+    """Raises DataError naming the first line that does not fit. Beams need room for all tokens; the last takes none."""
+    more = options.tokens - 1 if options.beams else 0
     for row in rows:
-        length = max(len(row.prompt.tokens), len(row.prompt.source or ()))
+        length = max(len(row.prompt.tokens) + more, len(row.prompt.source or ()))
         if length > longest:
-            raise DataError(f"{path}:{row.number + 1}: {length} tokens, more than the model's {longest}: shorten it")
+            cure = "shorten it, or lower --tokens" if more else "shorten it"
+            raise DataError(
+                f"{options.input}:{row.number + 1}: {length} tokens, more than the model's {longest}: {cure}"
+            )
 
 
 def finished_lines(partial: Path, settings: Path, options: argparse.Namespace) -> int:
@@ -144,8 +156,8 @@ class _Text:
         return new.reason
 
     def finish(self) -> str:
-        self.stream.close()
-        return self.out.getvalue().removesuffix("\n")
+        self.stream.finish()
+        return self.out.getvalue()
 
 
 def continuations(

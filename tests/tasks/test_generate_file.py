@@ -14,7 +14,7 @@ from data.specials import T5
 from data.tokenizer import byte_tokenizer
 from tasks import generate_batch
 from tasks.checkpoints import Trained
-from tasks.generate import add_arguments
+from tasks.generate import add_arguments, check, run
 from tests.model.tiny import tiny_config, tiny_model, tiny_t5
 
 PROMPTS = ["the model", "", "reads a row of tokens", "é", "and", "predicts each next one", "x"]
@@ -37,7 +37,9 @@ def write(trained: Trained, prompts: Path, out: Path, *more: str) -> list[dict]:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     arguments = ["somewhere", "--input", str(prompts), "--out", str(out), "--tokens", "12", *more]
-    generate_batch.write_file(trained, parser.parse_args(arguments))
+    options = parser.parse_args(arguments)
+    check(options)
+    generate_batch.write_file(trained, options)
     return [json.loads(line) for line in out.read_text().splitlines()]
 
 
@@ -129,5 +131,44 @@ def test_an_existing_file_is_kept(gpt, prompts, tmp_path):
     (tmp_path / "out.jsonl").write_text("precious")
     with pytest.raises(ConfigError, match="exists already"):
         write(gpt, prompts, tmp_path / "out.jsonl")
-    with pytest.raises(ConfigError, match="--beams 2 finds one text a prompt, not --samples 3"):
-        write(gpt, prompts, tmp_path / "new.jsonl", "--beams", "2", "--samples", "3")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--beams", "2", "--samples", "3"], "--samples has no effect on --beams"),
+        (["--beams", "2", "--stop", "x"], "--stop has no effect on --beams"),
+        (["--beams", "2", "--logprobs"], "--logprobs has no effect on --beams"),
+        (["--beams", "0"], "--beams 0 leaves nothing to write"),
+        (["--samples", "0"], "--samples 0 leaves nothing to write"),
+        (["--tokens", "0", "--beams", "2"], "--tokens 0 leaves nothing to write"),
+        (["--prompt", "x"], "--prompt is for a single text, and --input has many"),
+        (["--out", "nowhere/out.jsonl"], "there is no folder nowhere"),
+    ],
+)
+def test_options_without_effect_are_refused(gpt, prompts, tmp_path, more, message):
+    with pytest.raises(ConfigError, match=message):
+        write(gpt, prompts, tmp_path / "out.jsonl", *more)
+
+
+@pytest.mark.parametrize("option", [["--samples", "2"], ["--beams", "2"], ["--logprobs"]])
+def test_options_of_files_are_refused_of_a_single_prompt(option):
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    with pytest.raises(ConfigError, match="is for a file of prompts"):
+        run(parser.parse_args(["somewhere", "--prompt", "a", *option]))
+
+
+def test_beams_that_have_no_room_are_named_before_anything_is_computed(gpt, prompts, tmp_path):
+    with pytest.raises(DataError, match=r"prompts\.jsonl:1: 69 tokens, more than the model's 64: .*lower --tokens"):
+        write(gpt, prompts, tmp_path / "out.jsonl", "--beams", "2", "--tokens", "60")
+
+
+def test_lines_end_at_line_feeds_only(gpt, tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(json.dumps({"prompt": "a\u2028b\x85c"}, ensure_ascii=False) + "\n", encoding="utf-8")
+    (row,) = generate_batch.read(path)
+    assert row[1] == "a\u2028b\x85c"
+    path.write_bytes(b'{"prompt": "\xff"}')
+    with pytest.raises(DataError, match="not UTF-8 text"):
+        list(generate_batch.read(path))
