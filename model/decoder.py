@@ -140,7 +140,7 @@ class Decoder:
         return tokens
 
     def _read_prompts(self) -> Tensor:
-        """Take in waiting requests, at least one; logits [B, V] of their samples' first tokens. Equal prompts are read once."""
+        """Take in waiting requests, at least one, equal prompts once; logits [B, V] of their samples' first tokens."""
         taken: list[tuple[Request, list[int]]] = []
         texts: dict[tuple, int] = {}
         copies: list[int] = []

@@ -1,5 +1,5 @@
-"""Text from a trained model: continues a prompt, writes what fills <extra_id_0> in it, or names what [MASK] hides. Without
---prompt at a terminal it asks for prompts; --input and --out write a file of many."""
+"""Text from a trained model: continues a prompt, writes what fills <extra_id_0> in it, or names what [MASK] hides.
+Without --prompt at a terminal it asks for prompts; --input and --out write a file of many."""
 
 import argparse
 import sys

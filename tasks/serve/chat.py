@@ -11,8 +11,8 @@ from tasks.serve.served import Served
 
 
 class Template:
-    """The chat template of the model's folder (tokenizer_config.json or chat_template.jinja, as transformers reads them),
-    or the one by which a run learned conversations or prompts and answers.
+    """The chat template of the model's folder (tokenizer_config.json or chat_template.jinja, as transformers reads
+    them), or the one by which a run learned conversations or prompts and answers.
 
     An encoder–decoder reads the texts of the messages as they are, an end token after each answer, a blank line between
     other messages. Any other model reads data/chat.py's template without ends of text, and stops before "\\nUser:".

@@ -20,7 +20,7 @@ KEYS_VARIABLE = "GROUNDWORK_API_KEYS"
 @dataclass(frozen=True)
 class Limits:
     max_batch_tokens: int = 8192
-    """Tokens that are embedded, or read as prompts, at once, in passes that suit the device. A longer input goes alone."""
+    """Tokens embedded, or read as prompts, at once, in passes that suit the device. A longer input goes alone."""
     max_batch_rows: int = 32
     """Completions that are written at once; each keeps its keys and values in memory."""
     max_waiting_tokens: int = 1 << 20
@@ -39,9 +39,14 @@ class Limits:
 
 
 def accepted_keys(key: str | None, file: Path | None) -> tuple[str, ...]:
-    """The API keys of the command line, or else those of the environment; none: everyone is let in."""
-    if key:
-        return (key,)
+    """The API keys of the command line, or else those of the environment; none: everyone is let in.
+
+    Raises ConfigError for an empty key, as of a shell variable that is not set.
+    """
+    if key is not None:
+        if not key.strip():
+            raise ConfigError("--api-key is empty: give a key, or leave the option out to let everyone in")
+        return (key.strip(),)
     return read_keys(file) if file else tuple(os.environ.get(KEYS_VARIABLE, "").replace(",", " ").split())
 
 

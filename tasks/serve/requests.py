@@ -1,4 +1,4 @@
-"""What clients may send. A parameter that this server does not have is refused by name, unless its value changes nothing."""
+"""What clients may send. A parameter that this server lacks is refused by name, unless its value changes nothing."""
 
 from typing import Annotated, Any, Literal
 

@@ -76,7 +76,7 @@ class Served:
 
 
 def load(path: Path, device: torch.device, name: str | None = None) -> Served:
-    """The model of a folder. Raises ConfigError for one that cannot be loaded, or a name that no request could spell."""
+    """The model of a folder. Raises ConfigError if it cannot be loaded, or for a name that no request could spell."""
     name = name or path.resolve().name
     if not re.fullmatch(r"[\w.:/@-]+", name):
         raise ConfigError(f"--name {name!r}: use letters, digits and . : / @ _ - only")

@@ -240,6 +240,8 @@ def test_keys_come_from_the_command_line_a_file_or_the_environment(tmp_path, mon
     assert accepted_keys(None, None) == ("one", "two")
     assert accepted_keys(None, tmp_path / "keys") == ("three", "four")
     assert accepted_keys("five", None) == ("five",)
+    with pytest.raises(ConfigError, match="--api-key is empty"):
+        accepted_keys("", None)
     monkeypatch.delenv(KEYS_VARIABLE)
     assert accepted_keys(None, None) == ()
 
