@@ -87,7 +87,8 @@ def pre_tokenizer(tokenizer: Tokenizer) -> str:
 
 
 def write_gguf(folder: Path, trained: Trained, dtype: str) -> Path:
-    """Write the file: matrices in `dtype` (float32 or bfloat16), vectors and positions in fp32."""
+    """Write the file: matrices in `dtype` (float32 or bfloat16), vectors and positions in fp32; with the chat template of a
+    model that has one."""
     gguf = require("gguf", "--gguf writes a file")
     config, path = trained.config, folder / FILE
     assert isinstance(config, GPTConfig)
@@ -97,6 +98,8 @@ def write_gguf(folder: Path, trained: Trained, dtype: str) -> Path:
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_BF16 if bf16 else gguf.LlamaFileType.ALL_F32)
     _add_settings(writer, config)
     _add_tokenizer(writer, trained.tokenizer, config.vocab_size)
+    if trained.chat_template:
+        writer.add_chat_template(trained.chat_template)
     for tensor_name, tensor in gguf_tensors(config, trained.model.state_dict()).items():
         if bf16 and tensor.ndim == 2 and not tensor_name.startswith("position_embd"):
             raw = tensor.to(torch.bfloat16).contiguous().view(torch.uint8).numpy()

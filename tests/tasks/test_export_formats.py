@@ -14,6 +14,8 @@ from sentence_transformers import SentenceTransformer
 
 from config import CheckpointError, ConfigError
 from config.objective_schema import CausalLM, Classification, Contrastive, MaskedLM, TokenClassification
+from config.supervised_schema import Instruction
+from data.chat import PROMPTS, TEMPLATE, compile_template
 from data.tokenizer import Tokenizer, byte_tokenizer
 from data.vocabulary import train_tokenizer
 from model import set_task_head
@@ -21,6 +23,7 @@ from tasks.checkpoints import Trained, load_model
 from tasks.embedding import Embedder
 from tasks.export import gguf_file, onnx_graph
 from tasks.export.folder import export
+from tasks.export.llama_cpp import _ask
 from tasks.sentence_layout import SentenceLayout
 from tests.conftest import ROOT
 from tests.model.tiny import tiny_config, tiny_model
@@ -242,6 +245,18 @@ def test_llama_cpp_computes_the_same(name, dtype, use, bpe, tmp_path):
     assert matrix.tensor_type.name == {"float32": "F32", "bfloat16": "BF16"}[dtype]
     tokens = reader.fields["tokenizer.ggml.tokens"]
     assert len(tokens.data) == 448 and tokens.contents(bpe.eod_id) == "<|endoftext|>"
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, PROMPTS], ids=["conversations", "prompts"])
+def test_llama_cpp_reads_conversations_as_in_training(template, use, bpe, tmp_path, monkeypatch):
+    trained = use(DECODERS["llama"], Instruction(), bpe)
+    monkeypatch.setattr(Trained, "chat_template", template)
+    export(tmp_path, tmp_path / "out", gguf=True)
+    turns = [("system", "Count."), ("user", "How many? "), ("assistant", "two"), ("user", "And?")]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    (answer,) = _ask(tmp_path / "out" / gguf_file.FILE, [("apply-template", {"messages": messages})])
+    render = compile_template(template, trained.tokenizer.eod_token)
+    assert answer["prompt"] == render(messages=messages, add_generation_prompt=True)
 
 
 def test_a_llama_whose_queries_are_not_interleaved_leaves_nothing(use, bpe, tmp_path, monkeypatch):
