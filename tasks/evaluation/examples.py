@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from config import ConfigError, RunConfig, dump_recipe
 from config.load import apply_overrides, validate
+from config.objective_schema import ObjectiveConfig
 from config.recipe_yaml import parse_yaml
 from config.supervised_schema import Instruction, Labelled, Regression, SequenceToSequence, TokenClassification
 from data.batch import IGNORE, Batch
@@ -52,7 +53,8 @@ def on_examples(trained: Trained, path: str, device: torch.device, settings: lis
     if isinstance(objective, SequenceToSequence | Instruction):
         references, written = written_texts(trained, batches, device)
         values = metrics.generation(references, written)
-        return Result(objective.name, path, "chrf", values | {"examples": len(written)}, metrics.signatures(references))
+        decoding = {"new_tokens": most_new_tokens(objective), **metrics.signatures(references)}
+        return Result(objective.name, path, "chrf", values | {"examples": len(written)}, decoding)
     rows = list(scored_rows(trained, batches, device))
     score_NC, label_N = (np.concatenate(parts) for parts in zip(*rows, strict=True))
     if isinstance(objective, Regression):
@@ -61,6 +63,8 @@ def on_examples(trained: Trained, path: str, device: torch.device, settings: lis
         )
     assert isinstance(objective, Labelled)
     result = classified(objective.name, path, label_N, softmax(score_NC), objective.labels, {})
+    if isinstance(objective, TokenClassification):
+        result = replace(result, metrics=result.metrics | {"examples": len(rows), "words": len(label_N)})
     if isinstance(objective, TokenClassification) and any(name.startswith("B-") for name in objective.labels):
         return entities(result, objective.labels, rows)
     return result
@@ -106,9 +110,8 @@ def scored_rows(
 
 def written_texts(trained: Trained, batches: list[Batch], device: torch.device) -> tuple[list[str], list[str]]:
     """References, and what the model writes greedily in their place: of a conversation its last answer."""
-    tokenizer, objective, model = trained.tokenizer, trained.objective, trained.model
+    tokenizer, model, most = trained.tokenizer, trained.model, most_new_tokens(trained.objective)
     assert isinstance(model, GPT | T5)
-    most = objective.target_length if isinstance(objective, SequenceToSequence) else MOST_NEW_TOKENS
     references, written = [], []
     for batch in batches:
         assert batch.labels_BT is not None
@@ -128,6 +131,11 @@ def written_texts(trained: Trained, batches: list[Batch], device: torch.device) 
         )
         written += [tokenizer.decode(tokens) for tokens in made.new_tokens]
     return references, written
+
+
+def most_new_tokens(objective: ObjectiveConfig) -> int:
+    """Of an answer: as many as it was trained for, where the objective says."""
+    return objective.target_length if isinstance(objective, SequenceToSequence) else MOST_NEW_TOKENS
 
 
 def last_answer(labels_T: NDArray) -> tuple[int, int]:

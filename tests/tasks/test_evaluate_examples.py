@@ -45,4 +45,4 @@ def test_the_report_agrees_with_validation(pretrained, tmp_path, task):
         refused = subprocess.run(
             [*command[:-2], "--text", str(examples)], cwd=ROOT, env=environment(), capture_output=True, text=True
         )
-        assert "was fine-tuned for classification: give --examples" in refused.stderr
+        assert "learned objective classification: give --examples" in refused.stderr
