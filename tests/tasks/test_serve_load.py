@@ -13,10 +13,13 @@ import httpx
 import openai
 import pytest
 import torch
+import uvicorn
 
 from config import ConfigError
 from model.decoder import Decoder
+from tasks.serve.app import create_app
 from tasks.serve.limits import KEYS_VARIABLE, Limits, accepted_keys, read_keys
+from tasks.serve.server import DrainingServer
 from tests.conftest import ROOT, environment, train
 from tests.tasks.serving import decoder, encoder, serving
 
@@ -232,6 +235,18 @@ def test_the_command_serves_a_run_and_drains_on_sigterm(recipe, tmp_path):
             assert [line for line in events if line][-1] == "data: [DONE]"
     assert server.wait(20) == 0
     server.stderr.close()
+
+
+def test_draining_ends_though_a_client_never_reads_its_stream():
+    app = create_app(encoder(), Limits(timeout=0.3))
+    server = DrainingServer(uvicorn.Config(app.state.guard, port=0, log_level="error", lifespan="on"), app.state.guard)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    wait_for(lambda: server.started)
+    server.guard.active += 1  # as long as nobody reads it
+    server.handle_exit(signal.SIGTERM, None)
+    thread.join(10)
+    assert not thread.is_alive() and not server.force_exit
 
 
 def test_keys_come_from_the_command_line_a_file_or_the_environment(tmp_path, monkeypatch):
