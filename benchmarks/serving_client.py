@@ -37,14 +37,14 @@ async def complete(client: AsyncOpenAI, model: str, text: str) -> dict[str, floa
 
 
 async def load(task: dict[str, Any]) -> dict[str, Any]:
-    """Seconds of each request, tokens and seconds to the first one; failures; the client's own share of a core."""
+    """Seconds of each request, tokens and seconds to the first one; how many failed and how many got answers; the client's share of a core."""
     send, texts = (embed if task["kind"] == "embeddings" else complete), cycle(mixed_texts(2000))
     start = time.perf_counter() + task["warmup"]
-    end, done, failed = start + task["seconds"], [], 0
+    end, done, failed, answered = start + task["seconds"], [], 0, 0
     async with AsyncOpenAI(base_url=f"{task['url']}/v1", api_key="none", max_retries=0, timeout=120) as client:
 
         async def work() -> None:
-            nonlocal failed
+            nonlocal failed, answered
             while (began := time.perf_counter()) < end:
                 try:
                     seen = await send(client, task["model"], next(texts)[: task["characters"]])
@@ -52,12 +52,12 @@ async def load(task: dict[str, Any]) -> dict[str, Any]:
                     print(f"{task['url']}: {error}", file=sys.stderr)
                     failed += 1
                     continue
-                now = time.perf_counter()
+                now, answered = time.perf_counter(), answered + 1
                 if start <= now <= end:
                     done.append({"seconds": now - began, **seen})
 
         await asyncio.gather(*(work() for _ in range(task["concurrency"])))
-    return {"done": done, "failed": failed}
+    return {"done": done, "failed": failed, "all": answered}
 
 
 def main() -> None:

@@ -13,6 +13,8 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from sentence_transformers import SentenceTransformer
 
+from tasks.dtype import add_dtype
+
 
 class Request(BaseModel):
     model: str
@@ -20,8 +22,8 @@ class Request(BaseModel):
     encoding_format: str = "float"
 
 
-def create_app(folder: str) -> FastAPI:
-    app, model = FastAPI(), SentenceTransformer(folder, device="cpu", model_kwargs={"dtype": torch.float32})
+def create_app(folder: str, dtype: torch.dtype) -> FastAPI:
+    app, model = FastAPI(), SentenceTransformer(folder, device="cpu", model_kwargs={"dtype": dtype})
 
     @app.post("/v1/embeddings")
     def embed(request: Request) -> dict[str, Any]:
@@ -41,5 +43,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder")
     parser.add_argument("--port", type=int, default=8000)
+    add_dtype(parser)
     options = parser.parse_args()
-    uvicorn.run(create_app(options.folder), port=options.port, access_log=False)
+    uvicorn.run(create_app(options.folder, getattr(torch, options.dtype)), port=options.port, access_log=False)

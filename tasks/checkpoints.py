@@ -23,7 +23,7 @@ RECIPE = "recipe.yaml"
 
 @dataclass(frozen=True)
 class Trained:
-    """A model in fp32, ready to be used, and what is known about it."""
+    """A model ready to be used, and what is known about it."""
 
     model: Model
     tokenizer: Tokenizer
@@ -59,15 +59,23 @@ class Trained:
         return (examples.chat_template or TEMPLATE) if examples and examples.messages else PROMPTS
 
 
-def load_model(path: Path, device: torch.device) -> Trained:
+def load_model(path: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> Trained:
     """The model on `device` with its tokenizer: of a checkpoint, of a run's best or newest one, or of a
     Hugging Face folder.
 
-    LoRA and AdaLoRA are merged, Houlsby's bottlenecks stay. Raises CheckpointError if there is none or it is damaged,
-    ConfigError if its architecture is not one of ours.
+    LoRA and AdaLoRA are merged, Houlsby's bottlenecks stay. All weights become `dtype` at the end, as in training with
+    `engine.precision: bf16`; positions, sums of norms, vectors and probabilities are fp32 in any.
+    Raises CheckpointError if there is none or it is damaged, ConfigError if its architecture is not one of ours or the
+    device has no use for `dtype`.
     """
-    if (path / "config.json").is_file():
-        return _load_hugging_face(path, device)
+    if dtype == torch.float16 and device.type == "cpu":
+        raise ConfigError("--dtype float16 is slower than float32 on a CPU: use bfloat16 or float32, or a GPU")
+    trained = _load_hugging_face(path, device) if (path / "config.json").is_file() else _load_run(path, device)
+    trained.model.to(dtype)
+    return trained
+
+
+def _load_run(path: Path, device: torch.device) -> Trained:
     checkpoint = find_checkpoint(path)
     recipe = load_recipe(str(checkpoint / RECIPE))
     with torch.device(device):

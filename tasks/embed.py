@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from config import ConfigError, DataError
+from tasks.dtype import add_dtype
 
 if TYPE_CHECKING:
     from engine.dist import World
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-tokens", type=int, metavar="N", help="longest text, special tokens included (default: the model's)")
     add("--too-long", choices=("cut", "refuse"), default="cut", help="what to do with longer ones (default cut)")
     add("--batch-tokens", type=int, metavar="N", help="tokens in a batch (default 2048 on a CPU, 16384 on a GPU)")
+    add_dtype(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -100,11 +102,13 @@ def embed(options: argparse.Namespace, world: "World") -> str:
 
 
 def load_embedder(options: argparse.Namespace, world: "World") -> "Embedder":
+    import torch
+
     from tasks.checkpoints import load_model
     from tasks.embedding import Embedder
 
     return Embedder(
-        load_model(options.model, world.device),
+        load_model(options.model, world.device, getattr(torch, options.dtype)),
         options.pooling,
         False if options.no_normalize else None,
         options.dimensions,

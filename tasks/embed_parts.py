@@ -73,6 +73,7 @@ def describe(embedder: Embedder, options: argparse.Namespace, sources: Sequence[
     """What decides the content of the output: kept with its parts, and in it if it is a .parquet file."""
     return {
         "model": str(options.model),
+        "dtype": options.dtype,
         "weights": weights_hash(embedder.model),
         "tokenizer": embedder.tokenizer.fingerprint,
         "pooling": embedder.pooling,
@@ -92,7 +93,7 @@ def weights_hash(model: torch.nn.Module) -> str:
     digest = xxhash.xxh3_128()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().numpy())
+        digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config import ConfigError
+from tasks.dtype import add_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +33,7 @@ MANY: dict[str, Any] = {"action": "extend", "nargs": "+", "default": []}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="folder of a run, of a checkpoint, or in Hugging Face's layout")
     parser.add_argument("--out", type=Path, help=f"folder for {JSON_NAME} and {PAGE_NAME}")
+    add_dtype(parser)
     _add_text(parser.add_argument_group("text").add_argument)
     add = parser.add_argument_group("labelled examples").add_argument
     add("--examples", **MANY, metavar="FILE", help="examples like those a run was fine-tuned on")
@@ -89,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
     check_options(options)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        trained = load_model(options.model, device)
+        trained = load_model(options.model, device, getattr(torch, options.dtype))
         results: list[Result] = []
         for result in (result for measure in wanted for result in measure(options, trained, device)):
             print(("\n" if results else "") + as_table([result]), flush=True)
@@ -97,10 +99,10 @@ def run(options: argparse.Namespace) -> int:
         if options.out:
             from tasks.pages import render
 
-            page = render(PAGE, model=options.model, results=results)
+            page = render(PAGE, model=options.model, dtype=options.dtype, results=results)
             options.out.mkdir(parents=True, exist_ok=True)
             (options.out / JSON_NAME).write_text(
-                json.dumps(as_json(options.model, results), indent=1, allow_nan=False) + "\n"
+                json.dumps(as_json(options.model, options.dtype, results), indent=1, allow_nan=False) + "\n"
             )
             (options.out / PAGE_NAME).write_text(page, encoding="utf-8")
             print(f"\n{options.out / PAGE_NAME}")

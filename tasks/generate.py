@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from config import ConfigError
+from tasks.dtype import add_dtype
 
 if TYPE_CHECKING:
     from tasks.checkpoints import Trained
@@ -30,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1: repeat less (default 1)")
     parser.add_argument("--stop", action="append", default=[], help="text that ends the continuation; repeatable")
     parser.add_argument("--seed", type=int, help="makes the draw repeatable; that of a file is 0 unless given")
+    add_dtype(parser)
     files = parser.add_argument_group("many prompts")
     files.add_argument("--input", type=Path, help='jsonl with a "prompt" in each line, or a text file of one a line')
     files.add_argument(
@@ -48,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
 
     check(options)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    trained = load_model(options.model, device)
+    trained = load_model(options.model, device, getattr(torch, options.dtype))
     if options.input:
         from tasks.generate_batch import write_file
 

@@ -25,7 +25,7 @@ from tasks.embedding import frame
 from tasks.generate import SAMPLING, refuse
 from tasks.text_stream import StopText, TextStream
 
-SETTINGS = ("model", "input", "tokens", *SAMPLING, "stop", "samples", "beams", "logprobs")
+SETTINGS = ("model", "dtype", "input", "tokens", *SAMPLING, "stop", "samples", "beams", "logprobs")
 """Options that change what is written."""
 WRITERS = ("stop", "samples", "beams", "logprobs")
 """Those of models that write."""

@@ -30,9 +30,9 @@ class Result:
     curves: list[Curve] = field(default_factory=list)
 
 
-def as_json(model: Path, results: list[Result]) -> dict[str, Any]:
+def as_json(model: Path, dtype: str, results: list[Result]) -> dict[str, Any]:
     """Numbers that JSON does not know, such as the accuracy of no example, are null."""
-    return {"model": str(model), "results": [_plain(asdict(result)) for result in results]}
+    return {"model": str(model), "dtype": dtype, "results": [_plain(asdict(result)) for result in results]}
 
 
 def _plain(value: Any) -> Any:

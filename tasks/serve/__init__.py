@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from config import ConfigError
+from tasks.dtype import add_dtype
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-body-bytes", type=int, default=32 << 20, help="largest request (default 33554432)")
     parser.add_argument("--timeout", type=float, default=120, help="longest that a request may take, seconds (120)")
+    add_dtype(parser)
     parser.add_argument("--device", help="cpu, cuda, cuda:1, … (default: a GPU if there is one)")
 
 
@@ -60,5 +62,5 @@ def run(options: argparse.Namespace) -> int:
     )
     keys = accepted_keys(options.api_key, options.api_keys)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    app = create_app(load(options.model, device, options.name), limits, keys)
+    app = create_app(load(options.model, device, options.name, getattr(torch, options.dtype)), limits, keys)
     return serve(app, options.host, options.port)

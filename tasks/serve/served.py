@@ -75,9 +75,9 @@ class Served:
         return Prompt("", start.tokens, given, start.stop_ids)
 
 
-def load(path: Path, device: torch.device, name: str | None = None) -> Served:
+def load(path: Path, device: torch.device, name: str | None = None, dtype: torch.dtype = torch.float32) -> Served:
     """The model of a folder. Raises ConfigError if it cannot be loaded, or for a name that no request could spell."""
     name = name or path.resolve().name
     if not re.fullmatch(r"[\w.:/@-]+", name):
         raise ConfigError(f"--name {name!r}: use letters, digits and . : / @ _ - only")
-    return Served(name, load_model(path, device), path)
+    return Served(name, load_model(path, device, dtype), path)

@@ -100,13 +100,13 @@ def test_axes_hold_their_points():
     depth = Axis(1, 1000, 0, 300, log=True)
     assert [(tick.place, tick.text) for tick in depth.ticks()] == [(0, "1"), (100, "10"), (200, "100"), (300, "1,000")]
     flat = Result("k", "s", "m", {"m": 1.0}, curves=[Curve("flat", "x", "y", {"line": [(1, 2.0), (2, 2.0)]})])
-    Structure(render(PAGE, model="m", results=[flat]))
+    Structure(render(PAGE, model="m", dtype="float32", results=[flat]))
 
 
 def test_numbers_that_are_not_there_are_shown(tmp_path):
     result = Result("k", "s", "m", {"m": float("nan"), "n": 12345, "big": 1e300})
     assert "nan" in as_table([result]) and "12,345" in as_table([result])
-    Structure(render(PAGE, model="m", results=[result]))
+    Structure(render(PAGE, model="m", dtype="float32", results=[result]))
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,9 @@ def results() -> list[Result]:
 @pytest.fixture(scope="module")
 def address(tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("page") / "evaluation.html"
-    path.write_text(render(PAGE, model="runs/" + "a_long_name_" * 12, results=results()), encoding="utf-8")
+    path.write_text(
+        render(PAGE, model="runs/" + "a_long_name_" * 12, dtype="float32", results=results()), encoding="utf-8"
+    )
     return path.as_uri()
 
 
