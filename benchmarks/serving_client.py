@@ -37,7 +37,7 @@ async def complete(client: AsyncOpenAI, model: str, text: str) -> dict[str, floa
 
 
 async def load(task: dict[str, Any]) -> dict[str, Any]:
-    """Seconds of each request, tokens and seconds to the first one; how many failed and how many got answers; the client's share of a core."""
+    """Seconds of each request, tokens and seconds to the first one; failures; all answers; the client's share of a core."""
     send, texts = (embed if task["kind"] == "embeddings" else complete), cycle(mixed_texts(2000))
     start = time.perf_counter() + task["warmup"]
     end, done, failed, answered = start + task["seconds"], [], 0, 0
