@@ -42,16 +42,11 @@ def beam_search(
     """The best continuation of each prompt, without its stop token, and its score.
 
     The score is the sum of log-probabilities, divided by (tokens, stop token included)^length_penalty (Wu et al. 2016,
-    arXiv:1609.08144, with the plain length). A text is done when it has as many finished continuations as beams and its best
-    beam, scored at its length, is no better than the worst of them: transformers' `early_stopping=False`.
+    arXiv:1609.08144, with the plain length). A text is done when it has as many finished continuations as beams and its
+    best beam, scored at its length, is no better than the worst of them: transformers' `early_stopping=False`.
     Raises ConfigError if prompt and new tokens do not fit in max_positions.
     """
-    longest = max(map(len, prompts)) + max_new_tokens - 1
-    if longest > model.config.max_positions or max(map(len, sources), default=0) > model.config.max_positions:
-        raise ConfigError(
-            f"prompt and new tokens need {longest} positions and the source {max(map(len, sources), default=0)}, but "
-            f"max_positions is {model.config.max_positions}: shorten the text, or lower max_new_tokens"
-        )
+    _check_lengths(model, prompts, sources, max_new_tokens)
     best: list[tuple[list[int], float]] = [([], 0.0)] * len(prompts)
     texts = [_Text(n, [0.0] + [UNUSED] * (num_beams - 1), [[]] * num_beams) for n in range(len(prompts))]
     with inference(model):
@@ -84,8 +79,8 @@ def _extend(
 ) -> tuple[list[int], list[int]]:  # fmt: skip
     """Give each text its best beams of `length` tokens; each beam's row of the cache and its newest token.
 
-    Of the best candidates those that stop are finished if they are among the first `num_beams`, the others go on; enough
-    are looked at for all beams to go on. After the `last` token every candidate has stopped.
+    Of the best candidates those that stop are finished if they are among the first `num_beams`, the others go on;
+    enough are looked at for all beams to go on. After the `last` token every candidate has stopped.
     """
     scores_RK = torch.tensor([text.scores for text in texts], device=logits_BV.device)
     log_probs_RKV = logits_BV.float().log_softmax(-1).unflatten(0, (-1, num_beams)) + scores_RK.unsqueeze(2)
@@ -111,3 +106,14 @@ def _extend(
 
 def _is_done(text: _Text, num_beams: int, length: int, length_penalty: float) -> bool:
     return len(text.finished) == num_beams and text.scores[0] / length**length_penalty <= text.finished[-1][0]
+
+
+def _check_lengths(
+    model: GPT | T5, prompts: Sequence[Sequence[int]], sources: Sequence[Sequence[int]], max_new_tokens: int
+) -> None:
+    needed, source = max(map(len, prompts)) + max_new_tokens - 1, max(map(len, sources), default=0)
+    if max(needed, source) > model.config.max_positions:
+        raise ConfigError(
+            f"prompt and new tokens need {needed} positions and the source {source}, but max_positions is "
+            f"{model.config.max_positions}: shorten the text, or lower max_new_tokens"
+        )
