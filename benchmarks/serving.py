@@ -69,9 +69,8 @@ def compare(folder: Path, options: argparse.Namespace) -> None:
         }
         client = stack.enter_context(Client())
         if kind == "embeddings":
-            print(
-                f"{folder.name}: largest difference between their vectors {difference(folder.name, list(servers.values())):.1e}"
-            )
+            largest = difference(folder.name, list(servers.values()))
+            print(f"{folder.name}: largest difference between their vectors {largest:.1e}")
         for _ in range(options.rounds):
             for concurrency in options.concurrency:
                 for name, server in servers.items():

@@ -1,8 +1,8 @@
-"""Load from the `openai` client, in a process of its own: a task a line of JSON on standard input, its result a line back.
+"""Load from the `openai` client, in a process of its own: a task a line of JSON on standard input, its result one back.
 
-A task: {"url", "model", "kind": "embeddings" | "completions", "concurrency", "characters", "seconds", "warmup"}. As many
-workers send one request after another, each of a text cut to so many characters; what ends after the warm-up and in time
-is counted.
+A task: {"url", "model", "kind": "embeddings" | "completions", "concurrency", "characters", "seconds", "warmup"}. As
+many workers send one request after another, each of a text cut to so many characters; what ends after the warm-up and
+in time is counted.
 """
 
 import asyncio

@@ -21,8 +21,8 @@ WARM_UP = 0.3
 """Share of the time that the slope leaves out: the allocator's and the cache's first growth."""
 MALFORMED = (
     b"{", b"null", b'{"model": "decoder"}', b'{"model": "decoder", "input": []}', b'{"model": "other", "input": "a"}',
-    b'{"model": "decoder", "input": [99999999]}', b"[" * 20_000, b'{"model": "decoder", "input": "' + b"word " * 5_000 + b'"}',
-    b'{"model": "decoder", "input": "a", "tools": 1}', b'\xff\xfe{"model": NaN}',
+    b'{"model": "decoder", "input": [99999999]}', b'{"model": "decoder", "input": "' + b"word " * 5_000 + b'"}',
+    b"[" * 20_000, b'{"model": "decoder", "input": "a", "tools": 1}', b'\xff\xfe{"model": NaN}',
 )  # fmt: skip
 
 Act = Callable[[httpx.AsyncClient, random.Random], Awaitable[str]]

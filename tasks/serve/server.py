@@ -12,8 +12,8 @@ from tasks.serve.guard import Guard
 
 
 class DrainingServer(uvicorn.Server):
-    """After the first signal new requests get 503 (and /health says so) while those accepted are answered; it ends with
-    the last of them, or once the time limit has passed twice: of a stream that its client does not read there is no end.
+    """After the first signal new requests get 503 (and /health says so) while those accepted are answered; it ends
+    with the last of them, or once the time limit has passed twice: of a stream that its client does not read there is no end.
     A second signal ends it at once."""
 
     def __init__(self, config: uvicorn.Config, guard: Guard):
