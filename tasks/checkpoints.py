@@ -69,7 +69,7 @@ def load_model(path: Path, device: torch.device, dtype: torch.dtype = torch.floa
     device has no use for `dtype`.
     """
     if dtype == torch.float16 and device.type == "cpu":
-        raise ConfigError("--dtype float16 is slower than float32 on a CPU: use bfloat16 or float32, or a GPU")
+        raise ConfigError("--dtype float16 gains nothing over float32 on a CPU: use bfloat16 or float32, or a GPU")
     trained = _load_hugging_face(path, device) if (path / "config.json").is_file() else _load_run(path, device)
     trained.model.to(dtype)
     return trained

@@ -87,7 +87,7 @@ def test_what_cannot_be_computed_with_is_refused(command, tmp_path, capsys):
 
 
 def test_a_cpu_does_not_compute_in_float16(tmp_path):
-    with pytest.raises(ConfigError, match="slower than float32 on a CPU: use bfloat16"):
+    with pytest.raises(ConfigError, match="gains nothing over float32 on a CPU: use bfloat16"):
         load_model(tmp_path, CPU, torch.float16)
 
 
