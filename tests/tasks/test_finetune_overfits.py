@@ -22,7 +22,7 @@ PERFECT = {
 }
 KINDS = [
     ("bert", "classification", "classification", ("schedule.steps=400",)),
-    ("modernbert", "classification", "classification", ()),
+    ("modernbert", "classification", "classification", ("schedule.steps=400",)),
     ("gpt", "classification", "classification", ()),
     ("bert", "classification", "pair", ("--pair", "second", "schedule.steps=400")),
     ("modernbert", "regression", "regression", ("objective.head_dropout=0", "schedule.steps=400")),
