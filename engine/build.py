@@ -54,7 +54,9 @@ class Setup:
         compiled = "on" if self.compile.value else "off"
         rows = {
             "model": f"{config.model.preset}, {counts.total:,} parameters ({counts.non_embedding:,} without embeddings)",
-            "weights": fill(self.weights, 108, subsequent_indent=" " * 12),
+            "weights": fill(
+                self.weights, 108, subsequent_indent=" " * 12, break_long_words=False, break_on_hyphens=False
+            ),
             "adapter": f"{config.adapter.name}, {adapter_parameters(config.adapter, config.model):,} trained parameters; the "
             "model's own are frozen, but for a task's new head",
             "objective": f"{config.objective.name}, {row_shape(config.objective, config.data.row_length).text:,} tokens of text "
