@@ -168,10 +168,11 @@ class RowEncoder:
         return Row(ids, labels[: len(ids)])
 
     def _fit(self, record: Record, texts: list[list[int]], room: int, setting: str = "data.row_length") -> None:
-        """Shorten the longest of the texts until they fit. Raises DataError if they are not to be cut."""
-        excess = sum(map(len, texts)) - room
+        """Shorten the longest of the texts until they fit. Raises DataError if they are not to be cut, or nothing fits."""
+        excess, limit = sum(map(len, texts)) - room, self.limits[setting]
+        if room < len(texts):
+            raise DataError(f"{record[0]}: {setting} {limit:,} leaves no room for a token of each text: raise it")
         if excess > 0 and not self.fields.truncate:
-            limit = self.limits[setting]
             advice = f"raise it (the model reads up to {self.most:,}), or " if limit < self.most else ""
             raise DataError(
                 f"{record[0]}: {room + excess:,} tokens of text, but {setting} {limit:,} leaves room for {room:,}: {advice}"

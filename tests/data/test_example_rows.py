@@ -118,6 +118,7 @@ LONG = "word " * 30
         (recipe("regression"), {"text": "a", "label": "two"}, "label is 'two', not a number, which regression learns: mend the line"),
         (recipe("regression"), {"text": "a", "label": "nan"}, "label is nan, which cannot be learned"),
         (recipe("relation", BERT), {"text": "[E1]a[/E1] b", "label": "x"}, "[E2] stands 0 times in its text, not once"),
+        (recipe("classification", BERT, pair="second", truncate=True, row_length=4), {"text": LONG, "second": LONG, "label": "x"}, "data.row_length 4 leaves no room for a token of each text: raise it"),
         (recipe("relation", BERT, truncate=True), {**RELATION, "text": LONG + RELATION["text"]}, "an entity lies beyond the first 46 tokens"),
         (recipe("token_classification", BERT, labels=LABELS), {"text": ["a"], "label": ["T0", "T1"]}, "1 words, but 2 tags: each word needs one tag"),
         (recipe("token_classification", BERT, labels=LABELS), {"text": "a b", "label": ["T0", "T1"]}, "no list of words, but 2 tags"),
