@@ -82,7 +82,7 @@ def pretrained(corpus, tmp_path_factory) -> dict[str, Path]:
 
 def environment(**extra: str) -> dict[str, str]:
     """What a person's shell would have: no rendezvous variables, none of make's, CPU, one thread."""
-    theirs = re.compile("RANK|LOCAL_RANK|WORLD_SIZE|MASTER_PORT|MAKE.*|MFLAGS")
+    theirs = re.compile("RANK|LOCAL_RANK|WORLD_SIZE|MASTER_ADDR|MASTER_PORT|MAKE.*|MFLAGS")
     clean = {name: value for name, value in os.environ.items() if not theirs.fullmatch(name)}
     return {**clean, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "TOKENIZERS_PARALLELISM": "false", **extra}
 

@@ -54,7 +54,7 @@ def test_every_fault_is_named_at_every_stage_in_low_precision_and_with_recomputa
 def test_a_run_says_which_rows_it_failed_on(recipe, tmp_path):
     failing = ("schedule.name=constant", "optimizer.lr=1e30", "optimizer.grad_clip=0")
     result = train(recipe, *failing)
-    assert result.returncode == 2
+    assert result.returncode == 3
     words = r"first not finite: the (gradient of the )?output of \S+ \(float32 [\d×]+, .*\n  on rank 0, micro-batch 1 of 4; its modules: (\S+)\n"
     found = re.search(
         words + r"  row: sample 8, \S+/prepared/train-00000.bin from token [\d,]+ in document \d+ on\n", result.stderr

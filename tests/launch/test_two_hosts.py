@@ -193,7 +193,7 @@ def newest(run: Path) -> int:
     return max((int(path.name[5:]) for path in (run / "checkpoints").glob("step_*")), default=0)
 
 
-def wait_until(condition, seconds: float = 60) -> None:
+def wait_until(condition, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"waited {seconds:g} s"

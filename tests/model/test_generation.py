@@ -114,7 +114,7 @@ def test_an_encoder_decoder_stops_where_its_positions_end():
 @pytest.mark.parametrize(
     "settings, message",
     [
-        (dict(temperature=-1.0), "temperature -1 is negative"),
+        (dict(temperature=-1.0), "temperature -1 is not 0"),
         (dict(top_k=0), "top_k 0 keeps no token"),
         (dict(top_p=1.5), "top_p 1.5 is not a probability"),
     ],
