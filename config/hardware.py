@@ -133,7 +133,7 @@ def find_network(name: str) -> Network:
     if base not in networks() or per not in ("", "gpu", "node"):
         raise ConfigError(_unknown("network", name, networks(), "NAME/node or NAME/gpu says who has an adapter"))
     network = networks()[base]
-    return replace(network, name=f"{base}/{per}", per=per) if per else network  # type: ignore[arg-type]
+    return replace(network, name=f"{base}/{per}", per=per) if per else network  # type: ignore[arg-type]  # gpu or node
 
 
 def _words(name: str) -> set[str]:

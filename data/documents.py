@@ -1,15 +1,15 @@
 """Readers: from a unit of work to its documents, in order, holding one batch of them in memory."""
 
 import io
-import json
 import tokenize
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from config import DataError
 from data.chunks import Advance, chunks
+from data.records import id_of, parsed, text_of
 
 TxtDocuments = Literal["file", "paragraph", "line"]
 LONGEST_DOCUMENT = 256 << 20
@@ -105,8 +105,8 @@ def read_jsonl(unit: Unit, options: ReadOptions, advance: Advance) -> Iterator[D
         if not line.strip():
             continue
         try:
-            record = _parsed(line)
-            yield Document(_text_of(record, options.text_field), id=_id_of(record, options.id_field))
+            record = parsed(line)
+            yield Document(text_of(record, options.text_field), id=id_of(record, options.id_field))
         except ValueError as error:
             if options.skip_bad_lines:
                 yield Document("", "malformed line")
@@ -172,7 +172,7 @@ def read_hub(unit: Unit, options: ReadOptions, advance: Advance) -> Iterator[Doc
 
     for row in rows(unit.paths[0], unit.start):
         try:
-            text = _text_of(row, options.text_field)
+            text = text_of(row, options.text_field)
         except ValueError as error:
             raise DataError(f"{unit.paths[0]}: {error}") from error
         advance(len(text))
@@ -196,41 +196,6 @@ def _decoded(content: bytes) -> Document:
         return Document(content.decode("utf-8-sig"))
     except UnicodeDecodeError:
         return Document("", "not UTF-8")
-
-
-def _parsed(line: bytes) -> Any:
-    """Parse one line. Raises ValueError that says what is wrong and where in the line."""
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"malformed JSON ({error.msg} at column {error.colno})") from error
-    except RecursionError as error:
-        raise ValueError("JSON nested too deep") from error
-
-
-def _text_of(record: Any, field: str) -> str:
-    """The text of a JSON record; a null is an empty text. Raises ValueError that names the fields there are."""
-    if not isinstance(record, dict):
-        raise ValueError(f"a JSON {type(record).__name__} where an object with a {field!r} field belongs")
-    if field not in record:
-        raise ValueError(f"no field {field!r}; there are {', '.join(map(repr, record))}: choose with --text-field")
-    text = record[field]
-    if text is None:
-        return ""
-    if not isinstance(text, str):
-        raise ValueError(f"field {field!r} is {type(text).__name__}, not text")
-    return text
-
-
-def _id_of(record: dict, field: str) -> str:
-    """The id of a JSON record, "" if no field is asked for. Raises ValueError if it has none."""
-    if not field:
-        return ""
-    if not isinstance(record.get(field), str | int):
-        raise ValueError(
-            f"field {field!r} is {record.get(field)!r}, not an id (text or a whole number): see --id-field"
-        )
-    return str(record[field])
 
 
 def _lines(unit: Unit, advance: Advance) -> Iterator[tuple[int, bytes]]:

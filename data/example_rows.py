@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from math import isfinite
 from typing import Any
 
 from config import DataError
@@ -18,6 +17,7 @@ from config.supervised_schema import (
 )
 from data.batch import IGNORE
 from data.chat import TEMPLATE, compile_template, turns
+from data.example_fields import label_name, number_of, text_of, value_of
 from data.example_files import Record
 from data.specials import BERT, T5
 from data.tags import iob2
@@ -83,9 +83,9 @@ class RowEncoder:
 
     def labelled(self, record: Record) -> Row:
         """[CLS] text [SEP] (pair [SEP]) with the label at [CLS]; without [CLS], at the end of the last text."""
-        texts = [self.tokenizer.encode(self._text(record, self.fields.text))]
+        texts = [self.tokenizer.encode(text_of(record, self.fields.text))]
         if self.fields.pair:
-            texts.append(self.tokenizer.encode(self._text(record, self.fields.pair)))
+            texts.append(self.tokenizer.encode(text_of(record, self.fields.pair)))
         self._fit(record, texts, self.length - len(self.begin) - len(texts) * len(self.end))
         ids = self.begin + [token for text in texts for token in text + self.end]
         labels: list[Any] = [IGNORE] * len(ids)
@@ -95,7 +95,7 @@ class RowEncoder:
 
     def related(self, record: Record) -> Row:
         """A text in which MARKERS surround two entities, with the label at the first marker."""
-        text = self._text(record, self.fields.text)
+        text = text_of(record, self.fields.text)
         if wrong := [marker for marker in MARKERS if text.count(marker) != 1]:
             raise DataError(
                 f"{record[0]}: {wrong[0]} stands {text.count(wrong[0])} times in its text, not once: mark the entities as in "
@@ -138,8 +138,8 @@ class RowEncoder:
     def translated(self, record: Record) -> Row:
         """A source for the encoder and the text that the decoder writes, both with their ends."""
         assert isinstance(self.objective, SequenceToSequence)
-        source = [self.tokenizer.encode(self._text(record, self.fields.text))]
-        target = [self.tokenizer.encode(self._text(record, self.fields.label))]
+        source = [self.tokenizer.encode(text_of(record, self.fields.text))]
+        target = [self.tokenizer.encode(text_of(record, self.fields.label))]
         self._fit(record, source, self.length - 1)
         self._fit(record, target, self.objective.target_length - 1, "objective.target_length")
         ids = target[0] + self.end
@@ -147,8 +147,8 @@ class RowEncoder:
 
     def answered(self, record: Record) -> Row:
         """A prompt, whose tokens are not learned, and the answer with its end."""
-        prompt = self.tokenizer.encode(self._text(record, self.fields.text))
-        answer = self.tokenizer.encode(self._text(record, self.fields.label)) + self.end
+        prompt = self.tokenizer.encode(text_of(record, self.fields.text))
+        answer = self.tokenizer.encode(text_of(record, self.fields.label)) + self.end
         self._fit(record, [prompt, answer], self.length + 1)
         return Row(prompt + answer, [IGNORE] * len(prompt) + answer)
 
@@ -202,40 +202,6 @@ class RowEncoder:
                 f"examples, which objective.labels names ({known}): mend the line, or train with examples of it"
             ) from None
 
-    def _text(self, record: Record, name: str) -> str:
-        value = value_of(record, name)
-        if not isinstance(value, str):
-            raise DataError(f"{record[0]}: {name} is {type(value).__name__}, not text: write it as a string")
-        return value
-
-
-def value_of(record: Record, name: str) -> Any:
-    """A field of an example. Raises DataError if it is not there or empty."""
-    where, fields = record
-    if name not in fields:
-        raise DataError(
-            f"{where}: has no field {name!r}, only {', '.join(fields)}: set data.examples.text, .pair and .label to the "
-            "names of the fields (--text, --pair, --label)"
-        )
-    value = fields[name]
-    if value is None or value == [] or (isinstance(value, str) and not value.strip()):
-        raise DataError(f"{where}: {name} is empty: fill it in, or leave the example out")
-    return value
-
-
-def number_of(record: Record, name: str) -> float:
-    """A field that holds a number. Raises DataError for anything else."""
-    value = value_of(record, name)
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise DataError(
-            f"{record[0]}: {name} is {value!r}, not a number, which regression learns: mend the line"
-        ) from None
-    if number == IGNORE or not isfinite(number):
-        raise DataError(f"{record[0]}: {name} is {number:g}, which cannot be learned: leave the example out")
-    return number
-
 
 def first_tokens(words: list[str], spans: list[tuple[int, int]]) -> list[int | None]:
     """Of each word the number of its first token, None if it has none. `spans` are the tokens' places in the words joined
@@ -249,8 +215,3 @@ def first_tokens(words: list[str], spans: list[tuple[int, int]]) -> list[int | N
         places.append(token if token < len(spans) and spans[token][0] < end else None)
         begin = end + 1
     return places
-
-
-def label_name(value: Any) -> str:
-    """As recipes spell labels, which are text: JSON's true, 1 and "1" are `true`, `1` and `1`."""
-    return str(value).lower() if isinstance(value, bool) else str(value)

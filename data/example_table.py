@@ -67,9 +67,10 @@ def open_table(path: str, config: RunConfig, tokenizer: Tokenizer) -> ExampleTab
 
     Raises DataError at the first example that cannot be read, does not fit, or has an unknown label.
     """
+    assert config.data.examples is not None
     content = content_hash(path)
     facts = [VERSION, content, tokenizer.fingerprint, config.model.family, config.data.row_length]
-    facts += [config.objective.model_dump(), config.data.examples.model_dump(exclude={"train", "valid", "tokenizer"})]  # type: ignore[union-attr]
+    facts += [config.objective.model_dump(), config.data.examples.model_dump(exclude={"train", "valid", "tokenizer"})]
     name = hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
     cached = Path(config.run.folder) / CACHE / f"{name}.npz"
     if not cached.is_file():

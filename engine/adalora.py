@@ -61,7 +61,7 @@ class RankAllocation:
             nonlocal updated
             updated = True  # also on a rank whose shard has none of the adapter
             for f in touched:
-                gradient = f.view(f.owner.grad)  # type: ignore[arg-type]
+                gradient = f.gradient
                 gradient.add_(penalty[f.name].view(-1)[f.places])
                 gradients.append((f, gradient.clone()))
             update()

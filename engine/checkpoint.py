@@ -22,8 +22,9 @@ from torch.profiler import record_function
 
 from config import RunConfig
 from config.errors import CheckpointError
+from data.files import sync
 from engine.dist import World, barrier, first_report, from_main, gather_to_main, together
-from engine.state import FRAGMENTS, engine_facts, fragment_bytes, read_fragments, sync, write_fragments
+from engine.state import FRAGMENTS, engine_facts, fragment_bytes, read_fragments, write_fragments
 
 MANIFEST, STATE, LATEST, BEST = "manifest.json", "state.json", "latest", "best"
 

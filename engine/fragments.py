@@ -40,6 +40,12 @@ class Fragment:
             return slice(self.start, self.start + self.numel)
         return self.columns.to_whole(torch.arange(self.start, self.start + self.numel))
 
+    @property
+    def gradient(self) -> Tensor:
+        """The fragment's part of the gradient that the optimiser is about to use."""
+        assert self.owner.grad is not None
+        return self.view(self.owner.grad)
+
     def view(self, flat: Tensor) -> Tensor:
         """The fragment's part of `flat`, a tensor laid out like `owner`."""
         return flat.detach().view(-1).narrow(0, self.offset, self.numel)

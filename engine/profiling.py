@@ -56,7 +56,7 @@ class Tracer:
         profiler = profile(activities=activities, schedule=self._action, on_trace_ready=write, record_shapes=True)
         # It counts from 0; the trace shall have the run's numbers.
         profiler.step_num = number
-        profiler.current_action = self._action(number)  # type: ignore[assignment]
+        profiler.current_action = self._action(number)  # type: ignore[assignment]  # torch types it by its first value
         profiler.start()
         return profiler
 

@@ -200,7 +200,7 @@ def recorded_gradients(engine: Engine) -> Iterator[Pieces]:
     pieces: Pieces = []
 
     def record(touched: list[Fragment], step: Step) -> None:
-        pieces.extend((f.name, f.places, f.view(f.owner.grad).cpu().clone()) for f in touched)  # type: ignore[arg-type]
+        pieces.extend((f.name, f.places, f.gradient.cpu().clone()) for f in touched)
         step()
 
     with observed_updates(engine.deepspeed, fragments(engine.deepspeed), record):

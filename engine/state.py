@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from config.errors import CheckpointError
+from data.files import sync
 from engine.fragments import Columns, Fragment, base_optimizer, fragments, frozen, owned_here, parameter_shapes, publish
 from engine.muon import MOMENTUM, Muon
 
@@ -213,17 +214,6 @@ def _key(kind: str, fragment: Fragment) -> str:
     columns = fragment.columns
     tail = f"/{columns.part}/{columns.parts}/{columns.width}" if columns else ""
     return f"{kind}/{fragment.name}/{fragment.start}{tail}"
-
-
-def sync(path: Path) -> None:
-    """Put a file or folder on the disk, and forget the cached copy, so that reading it back reads the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(handle)
 
 
 def _rank_file(rank: int) -> str:

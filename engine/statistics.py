@@ -129,7 +129,7 @@ def _measured_updates(engine: Engine, found: dict[str, tuple[list[int], list[flo
         before = [f.view(f.owner).clone() for f in touched]
         for f, weight in zip(touched, before, strict=True):
             squares[f.name][0] += _square(weight)
-            squares[f.name][1] += _square(f.view(f.owner.grad))  # type: ignore[arg-type]
+            squares[f.name][1] += _square(f.gradient)
         step()
         for f, weight in zip(touched, before, strict=True):
             squares[f.name][2] += _square(f.view(f.owner) - weight)

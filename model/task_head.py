@@ -87,4 +87,4 @@ class TaskHead(nn.Module):
 def set_task_head(model: nn.Module, objective: ObjectiveConfig) -> None:
     """Replace the language model's head if the objective has one of its own. Its weights still have to be filled."""
     if isinstance(objective, HEADED):
-        model.lm_head = TaskHead(model.config, objective)  # type: ignore[arg-type]
+        model.lm_head = TaskHead(model.config, objective)  # type: ignore[arg-type]  # nn.Module types no attributes

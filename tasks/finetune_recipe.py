@@ -14,8 +14,9 @@ from config.objective_check import METRICS
 from config.objective_schema import OBJECTIVES
 from config.supervised_schema import Instruction, SequenceToSequence
 from data.chat import find_template
+from data.example_fields import label_name, number_of, value_of
 from data.example_files import Record, read_records
-from data.example_rows import MARKERS, label_name, number_of, row_encoder, value_of
+from data.example_rows import MARKERS, row_encoder
 from data.example_table import pack
 from data.examples import examples_tokenizer
 from data.labelled import GRANULE

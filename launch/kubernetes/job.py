@@ -108,7 +108,7 @@ def pairs(option: str, texts: Sequence[str]) -> dict[str, str]:
     for text in texts:
         if not re.fullmatch(r"[^=\s]+=.*", text):
             raise ConfigError(f"{option} {text}: expected NAME=VALUE")
-    return dict(text.split("=", 1) for text in texts)  # type: ignore[misc]
+    return {name: value for name, _, value in (text.partition("=") for text in texts)}
 
 
 def valid_name(text: str) -> str:

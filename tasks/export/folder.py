@@ -1,7 +1,6 @@
 """An exported folder: its files, what checks each of them, and a name only after all checks."""
 
 import errno
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from safetensors import SafetensorError
 from config import CheckpointError, ConfigError, dump_recipe
 from config.contrastive_schema import Similarity
 from config.objective_schema import MaskedLM
-from data.files import sync_folder
+from data.files import sync
 from model import save_hf
 from tasks.checkpoints import RECIPE, Trained, load_model
 from tasks.embedding import Embedder
@@ -86,9 +85,9 @@ def new_folder(out: Path) -> Iterator[Path]:
         partial.mkdir(parents=True)
         yield partial
         for path in partial.rglob("*"):
-            _make_durable(path)
+            sync(path)
         partial.rename(out)
-        sync_folder(out.parent)
+        sync(out.parent)
     except SafetensorError as error:
         raise CheckpointError(f"{out} cannot be written: {error}") from None
     except OSError as error:
@@ -99,14 +98,6 @@ def new_folder(out: Path) -> Iterator[Path]:
         raise CheckpointError(f"{out} cannot be written: {error.strerror}{where}{advice}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _make_durable(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _check_possible(trained: Trained, source: Path, *, onnx: bool, gguf: bool) -> None:

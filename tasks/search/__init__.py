@@ -36,6 +36,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--value", choices=("best", "last"), default="best", help="of a trial's validations, which one counts (best)"
     )
+    _add_places(parser)
+    parser.add_argument(
+        "--keep-checkpoints",
+        action="store_true",
+        help="of all trials; else those of finished trials are removed, but for the best",
+    )
+    parser.add_argument("--report", action="store_true", help="write the report of what there is, and train nothing")
+
+
+def _add_places(parser: argparse.ArgumentParser) -> None:
+    """Where trials are kept, and where and how they train."""
     parser.add_argument(
         "--storage",
         metavar="URL",
@@ -49,11 +60,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "of several jobs sees its part of the GPUs (this Python, one process)",
     )
     parser.add_argument(
-        "--keep-checkpoints",
-        action="store_true",
-        help="of all trials; else those of finished trials are removed, but for the best",
-    )
-    parser.add_argument(
         "--slurm",
         metavar="OPTIONS",
         help="search in a SLURM job array: options of `python -m launch slurm`, as '--nodes 1 --gpus-per-node 8 --time 8:00:00 "
@@ -62,7 +68,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", type=int, metavar="N", help="elements of that array, each with a trial at a time (1)"
     )
-    parser.add_argument("--report", action="store_true", help="write the report of what there is, and train nothing")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -1,0 +1,49 @@
+"""Fields of labelled examples: texts, numbers, labels."""
+
+from math import isfinite
+from typing import Any
+
+from config import DataError
+from data.batch import IGNORE
+from data.example_files import Record
+
+
+def value_of(record: Record, name: str) -> Any:
+    """A field of an example. Raises DataError if it is not there or empty."""
+    where, fields = record
+    if name not in fields:
+        raise DataError(
+            f"{where}: has no field {name!r}, only {', '.join(fields)}: set data.examples.text, .pair and .label to the "
+            "names of the fields (--text, --pair, --label)"
+        )
+    value = fields[name]
+    if value is None or value == [] or (isinstance(value, str) and not value.strip()):
+        raise DataError(f"{where}: {name} is empty: fill it in, or leave the example out")
+    return value
+
+
+def text_of(record: Record, name: str) -> str:
+    """A field that holds a text. Raises DataError for anything else."""
+    value = value_of(record, name)
+    if not isinstance(value, str):
+        raise DataError(f"{record[0]}: {name} is {type(value).__name__}, not text: write it as a string")
+    return value
+
+
+def number_of(record: Record, name: str) -> float:
+    """A field that holds a number. Raises DataError for anything else."""
+    value = value_of(record, name)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise DataError(
+            f"{record[0]}: {name} is {value!r}, not a number, which regression learns: mend the line"
+        ) from None
+    if number == IGNORE or not isfinite(number):
+        raise DataError(f"{record[0]}: {name} is {number:g}, which cannot be learned: leave the example out")
+    return number
+
+
+def label_name(value: Any) -> str:
+    """As recipes spell labels, which are text: JSON's true, 1 and "1" are `true`, `1` and `1`."""
+    return str(value).lower() if isinstance(value, bool) else str(value)

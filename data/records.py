@@ -1,0 +1,39 @@
+"""The text and the id of a JSON record."""
+
+import json
+from typing import Any
+
+
+def parsed(line: bytes) -> Any:
+    """Parse one line. Raises ValueError that says what is wrong and where in the line."""
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"malformed JSON ({error.msg} at column {error.colno})") from error
+    except RecursionError as error:
+        raise ValueError("JSON nested too deep") from error
+
+
+def text_of(record: Any, field: str) -> str:
+    """The text of a JSON record; a null is an empty text. Raises ValueError that names the fields there are."""
+    if not isinstance(record, dict):
+        raise ValueError(f"a JSON {type(record).__name__} where an object with a {field!r} field belongs")
+    if field not in record:
+        raise ValueError(f"no field {field!r}; there are {', '.join(map(repr, record))}: choose with --text-field")
+    text = record[field]
+    if text is None:
+        return ""
+    if not isinstance(text, str):
+        raise ValueError(f"field {field!r} is {type(text).__name__}, not text")
+    return text
+
+
+def id_of(record: dict, field: str) -> str:
+    """The id of a JSON record, "" if no field is asked for. Raises ValueError if it has none."""
+    if not field:
+        return ""
+    if not isinstance(record.get(field), str | int):
+        raise ValueError(
+            f"field {field!r} is {record.get(field)!r}, not an id (text or a whole number): see --id-field"
+        )
+    return str(record[field])
