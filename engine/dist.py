@@ -45,19 +45,20 @@ def connected(timeout_seconds: float) -> Iterator[World]:
 
     Raises CommunicationError where another rank, host or link has failed, and OutOfMemory where memory runs out.
     """
-    world = connect(timeout_seconds)
-    try:
-        yield world
-    except Exception as error:
-        if is_connection_error(error):
-            port = int(os.environ["MASTER_PORT"])
-            raise lost_connection(error, world.rank, world.hosts, timeout_seconds, port) from error
-        if is_out_of_memory(error):
-            raise out_of_memory(error, world.rank, world.hosts[world.rank]) from error
-        if getattr(error, "everywhere", False):
-            dist.destroy_process_group()
-        raise
-    dist.destroy_process_group()
+    with mock.patch.dict(os.environ):  # what this process does afterwards is no part of these ranks
+        world = connect(timeout_seconds)
+        try:
+            yield world
+        except Exception as error:
+            if is_connection_error(error):
+                port = int(os.environ["MASTER_PORT"])
+                raise lost_connection(error, world.rank, world.hosts, timeout_seconds, port) from error
+            if is_out_of_memory(error):
+                raise out_of_memory(error, world.rank, world.hosts[world.rank]) from error
+            if getattr(error, "everywhere", False):
+                dist.destroy_process_group()
+            raise
+        dist.destroy_process_group()
 
 
 def connect(timeout_seconds: float, environ: MutableMapping[str, str] = os.environ) -> World:
