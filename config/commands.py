@@ -10,8 +10,8 @@ from config.errors import GroundworkError
 
 
 def run_command(room: str, help: str, commands: Mapping[str, ModuleType], arguments: list[str]) -> int:
-    """Run the command that `arguments` name. Returns the exit code: the command's own, 2 for a wrong input (its message is
-    printed to stderr), 130 after Ctrl-C."""
+    """Run the command that `arguments` name. Returns the exit code: the command's own, 2 for a wrong input or a file
+    that cannot be read or written (the message is printed to stderr), 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog=f"python -m {room}", description=help)
     names = parser.add_subparsers(dest="command", required=True)
     for name, module in commands.items():
@@ -23,8 +23,8 @@ def run_command(room: str, help: str, commands: Mapping[str, ModuleType], argume
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         return int(commands[options.command].run(options))
-    except GroundworkError as error:
-        if not error.everywhere or os.environ.get("RANK", "0") == "0":
+    except (GroundworkError, OSError) as error:
+        if not getattr(error, "everywhere", False) or os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

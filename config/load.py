@@ -4,6 +4,7 @@ Every problem of a recipe is reported at once, one line each, with the file and 
 """
 
 import os
+from copy import deepcopy
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
@@ -162,8 +163,20 @@ add_core_scalars(_Dumper)
 
 def merged_recipe(name_or_path: str, overrides: list[str] | tuple[str, ...]) -> str:
     """A recipe's own settings with the overrides among them, as YAML. Raises ConfigError as `load_recipe` does."""
-    load_recipe(name_or_path, overrides)
-    return yaml.dump(_document(name_or_path, overrides).values, Dumper=_Dumper, sort_keys=False, width=120)
+    document = _document(name_or_path, overrides)
+    validate(document, RunConfig)
+    return _text(document)
+
+
+def new_recipe(values: dict[str, Any], name: str, overrides: list[str] | tuple[str, ...] = ()) -> tuple[RunConfig, str]:
+    """Sections that are no file yet, with the overrides among them: checked, and as YAML. Messages call them `name`."""
+    document = Document(deepcopy(values), {(): Place(0, name)})
+    apply_overrides(document, overrides)
+    return validate(document, RunConfig), _text(document)
+
+
+def _text(document: Document) -> str:
+    return yaml.dump(document.values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def dump_recipe(config: RunConfig) -> str:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from config.contrastive_schema import ContrastivePairs, PairsSection, Similarity
 from config.objective_schema import OBJECTIVES, CausalLM, MaskedLM, row_shape
-from config.supervised_schema import Instruction, Regression, Supervised
+from config.supervised_schema import Instruction, Regression, Supervised, TokenClassification
 
 if TYPE_CHECKING:
     from config.schema import RunConfig
@@ -116,6 +116,8 @@ def _check_examples(config: "RunConfig") -> None:
         raise ValueError("data.examples.chat_template is for conversations: name their field in data.examples.messages")
     if data.examples.tags != "iob2" and objective.name != "token_classification":
         raise ValueError(f"data.examples.tags: objective.name {objective.name} learns no tags of words: leave it out")
+    if isinstance(objective, TokenClassification) and objective.has_entities:
+        _check_entities(objective.labels)
     if config.validation.metric not in (known := METRICS.get(objective.name, ("loss",))):
         raise ValueError(
             f"validation.metric {config.validation.metric} is none of {', '.join(known)}, which objective.name "
@@ -123,6 +125,15 @@ def _check_examples(config: "RunConfig") -> None:
         )
     if config.engine.sequence_parallel > 1:
         raise ValueError("engine.sequence_parallel cuts rows, and labelled examples are rows of their own: set it to 1")
+
+
+def _check_entities(labels: tuple[str, ...]) -> None:
+    for name in labels:
+        if name != "O" and not (name[:2] in ("B-", "I-") and name[2:]):
+            raise ValueError(
+                f"objective.labels has {name} beside tags that begin with B-, but entities are learned in IOB2, from O, B-TYPE "
+                "and I-TYPE alone: mend the examples; of BIOES, E- becomes I- and S- becomes B-"
+            )
 
 
 def _check_rows(config: "RunConfig", pairs: str) -> None:

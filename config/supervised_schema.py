@@ -77,6 +77,11 @@ class TokenClassification(Labelled):
     name: Literal["token_classification"] = "token_classification"
     """Objective."""
 
+    @property
+    def has_entities(self) -> bool:
+        """Whether the labels are tags of entities, which are scored as a whole."""
+        return any(name.startswith("B-") for name in self.labels)
+
 
 class Relation(Labelled):
     """A label for how two entities of a text relate. The text marks them itself, as in `[E1]Ada[/E1] met [E2]Charles[/E2]`;

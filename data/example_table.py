@@ -63,25 +63,43 @@ class ExampleTable:
 
 
 def open_table(path: str, config: RunConfig, tokenizer: Tokenizer) -> ExampleTable:
-    """The examples of a file as the recipe's objective reads them, encoded now unless a run has done that before.
+    """The examples of a file as the recipe's objective reads them, encoded now unless that has been done before.
 
-    Raises DataError at the first example that cannot be read, does not fit, or has an unknown label.
+    Raises DataError as `encode_table`.
     """
-    assert config.data.examples is not None
     content = content_hash(path)
-    facts = [VERSION, content, tokenizer.fingerprint, config.model.family, config.data.row_length]
-    facts += [config.objective.model_dump(), config.data.examples.model_dump(exclude={"train", "valid", "tokenizer"})]
-    name = hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
-    cached = Path(config.run.folder) / CACHE / f"{name}.npz"
+    cached = _cached(content, config, tokenizer)
     if not cached.is_file():
-        encode = row_encoder(config, tokenizer)
-        rows = [encode(record) for record in read_records(path)]
-        if not rows:
-            raise DataError(f"{path}: holds no examples")
-        _save(cached, table_of(rows, path, content))
+        _save(cached, encode_table(path, config, tokenizer))
     with np.load(cached) as arrays:
         parts = {part: Ragged(arrays[part], arrays[f"{part}_bounds"]) for part in PARTS}
         return ExampleTable(path, content, second_N=arrays["second"], **parts)
+
+
+def encode_table(path: str, config: RunConfig, tokenizer: Tokenizer) -> ExampleTable:
+    """The examples of a file in memory alone.
+
+    Raises DataError at the first example that cannot be read, does not fit, or has an unknown label.
+    """
+    encode = row_encoder(config, tokenizer)
+    rows = [encode(record) for record in read_records(path)]
+    if not rows:
+        raise DataError(f"{path}: holds no examples")
+    return table_of(rows, path, content_hash(path))
+
+
+def keep_table(table: ExampleTable, config: RunConfig, tokenizer: Tokenizer) -> None:
+    """Save an encoded table where `open_table` finds it. `config` has to encode the same examples alike."""
+    _save(_cached(table.hash, config, tokenizer), table)
+
+
+def _cached(content: str, config: RunConfig, tokenizer: Tokenizer) -> Path:
+    """Where the table of a file with this content is kept: by everything that its rows depend on."""
+    assert config.data.examples is not None
+    facts = [VERSION, content, tokenizer.fingerprint, config.model.family, config.data.row_length]
+    facts += [config.objective.model_dump(), config.data.examples.model_dump(exclude={"train", "valid", "tokenizer"})]
+    name = hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
+    return Path(config.run.folder) / CACHE / f"{name}.npz"
 
 
 def table_of(rows: list[Row], path: str = "", content: str = "") -> ExampleTable:

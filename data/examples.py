@@ -57,14 +57,22 @@ def open_example_stream(config: RunConfig, tokenizer: Tokenizer, *, rank: int = 
 
 
 def open_held_out_examples(config: RunConfig, *, rank: int = 0, world_size: int = 1) -> list[Batch]:
-    """One rank's batches of all examples to validate on, in the file's order; over the ranks each counts once."""
+    """One rank's batches of all examples to validate on. Raises DataError as `open_table` does."""
     assert config.data.examples is not None
     tokenizer = examples_tokenizer(config)
-    rows = ExampleRows(open_table(config.data.examples.valid, config, tokenizer), config)
+    table = open_table(config.data.examples.valid, config, tokenizer)
+    micro_batch_size = config.batch.micro_batch_size
+    return batches_in_order(table, config, tokenizer, micro_batch_size, rank=rank, world_size=world_size)
+
+
+def batches_in_order(
+    table: ExampleTable, config: RunConfig, tokenizer: Tokenizer, size: int, *, rank: int = 0, world_size: int = 1
+) -> list[Batch]:
+    """One rank's batches of `size` rows, in the file's order; over the ranks each example counts once."""
+    rows = ExampleRows(table, config)
     number_N = np.arange(len(rows))
     address_N2 = rows.locate(np.zeros_like(number_N), number_N)
-    collate = collate_examples(rows, config, tokenizer)
-    return fixed_batches(collate, address_N2, config.batch.micro_batch_size, rank=rank, world_size=world_size)
+    return fixed_batches(collate_examples(rows, config, tokenizer), address_N2, size, rank=rank, world_size=world_size)
 
 
 def collate_examples(rows: ExampleRows, config: RunConfig, tokenizer: Tokenizer) -> Collate:

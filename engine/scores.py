@@ -60,13 +60,13 @@ def scores(objective: ObjectiveConfig, found: list[Predictions], world: World) -
 
 
 def score(objective: Labelled | Regression, rows: Predictions) -> dict[str, float]:
-    """Accuracy and F1 of labels, correlations of numbers. F1 is macro-averaged over labels, and of tags that begin with
-    B-, I- or O of whole entities."""
+    """Accuracy and F1 of labels, correlations of numbers. F1 is macro-averaged over labels; of tags of entities it is
+    that of whole entities."""
     predicted, right = np.concatenate(rows, axis=1)
     if isinstance(objective, Regression):
         return {"pearson": correlation(predicted, right), "spearman": correlation(ranks(predicted), ranks(right))}
     accuracy = float(np.mean(predicted == right))
-    entities = isinstance(objective, TokenClassification) and any(name.startswith("B-") for name in objective.labels)
+    entities = isinstance(objective, TokenClassification) and objective.has_entities
     f1 = entity_f1(rows, objective.labels) if entities else macro_f1(predicted, right)
     return {"accuracy": accuracy, "f1": f1}
 

@@ -21,12 +21,15 @@ EXTRAS = {"lm_eval": "harness", "mteb": "mteb"}
 """What to install for a package; the others belong to `evaluate`."""
 BELONGS = {
     ("window", "stride"): ("text", "dataset"),
+    ("text_field",): ("text",),
+    ("split", "rows"): ("dataset",),
     ("set",): ("examples",),
     ("pooling", "dimensions"): ("sts", "pairs", "retrieval", "classify", "mteb"),
     ("mteb_data",): ("mteb",),
     ("harness_tasks", "limit", "shots"): ("harness",),
 }
 """Options that say how something is measured, and those that ask for it."""
+TEXT_FIELD, SPLIT, ROWS = "text", "valid", 256
 MANY: dict[str, Any] = {"action": "extend", "nargs": "+", "default": []}
 
 
@@ -53,12 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_text(add: Callable[..., Any]) -> None:
     add("--text", **MANY, metavar="SOURCE", help="files or folders of text (as data prepare reads them)")
-    add("--text-field", default="text", help="field of jsonl and parquet that holds the text (text)")
+    add("--text-field", help=f"field of jsonl and parquet that holds the text ({TEXT_FIELD})")
     add("--dataset", **MANY, type=Path, metavar="FOLDER", help="prepared datasets")
-    add("--split", choices=("train", "valid"), default="valid", help="part of the datasets (valid)")
+    add("--split", choices=("train", "valid"), help=f"part of the datasets ({SPLIT})")
     add("--window", type=int, help="tokens the model reads at once (those of its training rows, else all it can)")
     add("--stride", type=int, help="tokens between two windows of a decoder; less than --window slides them (--window)")
-    add("--rows", type=int, default=256, help="rows of a dataset that an encoder or T5 is judged by (256)")
+    add("--rows", type=int, help=f"rows of a dataset that an encoder or T5 is judged by ({ROWS})")
 
 
 def _add_vectors(add: Callable[..., Any]) -> None:
@@ -100,7 +103,6 @@ def run(options: argparse.Namespace) -> int:
             from tasks.pages import render
 
             page = render(PAGE, model=options.model, dtype=options.dtype, results=results)
-            options.out.mkdir(parents=True, exist_ok=True)
             (options.out / JSON_NAME).write_text(
                 json.dumps(as_json(options.model, options.dtype, results), indent=1, allow_nan=False) + "\n"
             )
@@ -121,8 +123,11 @@ def check_options(options: argparse.Namespace) -> None:
                 raise ConfigError(
                     f"--{name.replace('_', '-')} is for --{', --'.join(measures)}: give one of them, or leave it out"
                 )
-    if options.out and options.out.exists() and not options.out.is_dir():
-        raise ConfigError(f"--out {options.out} is a file: give a folder")
+    if options.out:
+        try:
+            options.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--out {options.out} cannot be a folder ({error.strerror}): give another") from None
 
 
 def text(options: argparse.Namespace, trained: "Trained", device: "torch.device") -> "Iterator[Result]":
@@ -133,7 +138,7 @@ def text(options: argparse.Namespace, trained: "Trained", device: "torch.device"
     check_family(trained, "--text", ("gpt", "bert"))
     check_writes(trained, "--text")
     for source in options.text:
-        documents = read_text(source, trained.tokenizer, options.text_field)
+        documents = read_text(source, trained.tokenizer, options.text_field or TEXT_FIELD)
         yield predict(trained, documents, source, options.window, options.stride, device)
 
 
@@ -142,16 +147,18 @@ def dataset(options: argparse.Namespace, trained: "Trained", device: "torch.devi
     from tasks.evaluation.text import check_writes, held_out_loss, predict, read_dataset
 
     check_writes(trained, "--dataset")
+    split, decodes = options.split or SPLIT, trained.config.family == "gpt"
+    if decodes and options.rows is not None:
+        raise ConfigError(f"--rows {options.rows}: a decoder reads all of a dataset; leave it out")
+    if not decodes and options.stride is not None:
+        raise ConfigError(f"--stride {options.stride}: only a decoder's windows slide over a dataset; leave it out")
     for folder in options.dataset:
-        if trained.config.family == "gpt":
-            documents = read_dataset(folder, options.split, trained)
-            yield predict(trained, documents, f"{folder} ({options.split})", options.window, options.stride, device)
+        if decodes:
+            documents = read_dataset(folder, split, trained)
+            yield predict(trained, documents, f"{folder} ({split})", options.window, options.stride, device)
         else:
-            if options.stride is not None:
-                raise ConfigError(
-                    f"--stride {options.stride}: only a decoder's windows slide over a dataset; leave it out"
-                )
-            yield held_out_loss(trained, folder, options.split, options.window, options.rows, device)
+            rows = ROWS if options.rows is None else options.rows
+            yield held_out_loss(trained, folder, split, options.window, rows, device)
 
 
 def examples(options: argparse.Namespace, trained: "Trained", device: "torch.device") -> "Iterator[Result]":

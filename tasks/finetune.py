@@ -2,10 +2,26 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+
+from config import ConfigError
 
 TASKS = ("classification", "regression", "token_classification", "relation", "seq2seq", "instruction")
+LABELLED = ("classification", "token_classification", "relation")
 ADAPTERS = ("lora", "adalora", "houlsby")
+EPOCHS = 3
+STEPS = "schedule.steps"
+OWN = {
+    "objective.name": "TASK",
+    "data.examples.train": "--train",
+    "data.examples.valid": "--valid",
+    "data.examples.text": "--text",
+    "data.examples.messages": "--text",
+    "data.examples.pair": "--pair",
+    "data.examples.label": "--label",
+    "data.examples.tags": "--tags",
+    "adapter.name": "--adapter",
+}
+"""Settings that the rest of the recipe is made from, and what sets them."""
 
 TRAIN = Path(__file__).parents[1] / "train.py"
 
@@ -21,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--text",
         default="text",
-        help="field of the text, the prompt or the source (default text); conversations in `messages` are found",
+        help="field of the text, the prompt, the source or the conversation (default text; conversations in `messages` are found)",
     )
     parser.add_argument("--pair", default="", help="field of the second text of a pair")
     parser.add_argument("--label", default="label", help="field of the label, or of the text to write (default label)")
@@ -31,12 +47,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="iob2",
         help="how entities are tagged; iob1 is learned as iob2 (default)",
     )
-    parser.add_argument("--epochs", type=int, default=3, help="times that every example is learned from (default 3)")
+    parser.add_argument("--epochs", type=int, help=f"times that every example is learned from (default {EPOCHS})")
     parser.add_argument("--balanced", action="store_true", help="weigh labels by how rare they are")
     parser.add_argument(
         "--adapter", choices=ADAPTERS, help="train small modules inside the frozen model, not all of it"
     )
-    parser.add_argument("--recipe", type=Path, help="file to write (default TASK-MODEL[-ADAPTER].yaml)")
+    parser.add_argument(
+        "--recipe", type=Path, help="file to write (default TASK-MODEL[-ADAPTER].yaml); its name is the run's"
+    )
     parser.add_argument("--write-only", action="store_true", help="write the recipe and stop")
 
 
@@ -44,46 +62,64 @@ def run(options: argparse.Namespace) -> int:
     import runpy
     import sys
 
-    import yaml
-
-    from config import ConfigError
-    from config.load import load_recipe, merged_recipe
-    from data.files import write_atomically
+    from config import load_recipe
+    from config.load import new_recipe
+    from data.example_table import encode_table, keep_table
+    from data.examples import examples_tokenizer
     from tasks.finetune_recipe import draft, fit, name_of
 
-    if options.epochs < 1:
-        raise ConfigError(f"--epochs {options.epochs}: every example has to be learned from at least once")
     path = options.recipe or Path(f"{name_of(options)}.yaml")
-    drafted = path.with_suffix(".draft.yaml")
-
-    def write(sections: dict[str, Any]) -> None:
-        write_atomically(drafted, yaml.safe_dump(sections, sort_keys=False, allow_unicode=True, width=120))
-
-    try:
-        sections = draft(options)
-        write(sections)
-        write(fit(sections, load_recipe(str(drafted), options.overrides), options.epochs))
-        text = f"# {options.task} from {options.model}\n{merged_recipe(str(drafted), options.overrides)}"
-    finally:
-        drafted.unlink(missing_ok=True)
-    keep_or_write(path, text)
-    load_recipe(str(path))
+    check_options(options, path)
+    sections = draft(options)
+    config, _ = new_recipe(sections, str(path), options.overrides)
+    tokenizer, examples = examples_tokenizer(config), config.data.examples
+    assert examples is not None
+    tables = [encode_table(file, config, tokenizer) for file in (examples.train, examples.valid)]
+    sections = fit(sections, config, *tables, settings_in(options.overrides), options.epochs or EPOCHS)
+    _, text = new_recipe(sections, str(path), options.overrides)
+    keep_or_write(path, f"# {options.task} from {options.model}\n{text}")
     print(f"{path} is written; deepspeed train.py {path} trains it again, also after changes", flush=True)
     if options.write_only:
         return 0
+    config = load_recipe(str(path))
+    for table in tables:
+        keep_table(table, config, tokenizer)
     sys.argv = [str(TRAIN), str(path)]
     # As `python train.py` does, Ctrl-C included, without importing torch once more.
     runpy.run_path(sys.argv[0], run_name="__main__")
     raise AssertionError("train.py ends the process")
 
 
+def check_options(options: argparse.Namespace, recipe: Path) -> None:
+    """Raises ConfigError for an option that nothing comes of, and for a setting that an option sets."""
+    if options.epochs is not None and options.epochs < 1:
+        raise ConfigError(f"--epochs {options.epochs}: every example has to be learned from at least once")
+    if options.balanced and options.task not in LABELLED:
+        raise ConfigError(f"--balanced weighs labels, and {options.task} has none: leave it out")
+    if options.tags != "iob2" and options.task != "token_classification":
+        raise ConfigError(
+            f"--tags {options.tags} is for token_classification, and {options.task} has no tags: leave it out"
+        )
+    if recipe.suffix not in (".yaml", ".yml"):
+        raise ConfigError(f"--recipe {recipe}: a recipe is a .yaml file, give it this ending")
+    given = settings_in(options.overrides)
+    if options.epochs is not None and STEPS in given:
+        raise ConfigError(f"--epochs {options.epochs} and {STEPS} both say how long to train: give one of them")
+    if taken := sorted(given & OWN.keys()):
+        raise ConfigError(f"{taken[0]}: give {OWN[taken[0]]} instead, by which the rest of the recipe goes, too")
+
+
+def settings_in(overrides: list[str]) -> set[str]:
+    return {text.partition("=")[0].strip() for text in overrides}
+
+
 def keep_or_write(path: Path, text: str) -> None:
     """Raises ConfigError if there is another recipe already: somebody may have edited it."""
-    from config import ConfigError
     from data.files import write_atomically
 
     if path.exists() and path.read_text(encoding="utf-8") != text:
         raise ConfigError(
             f"{path} exists with other settings: train it by deepspeed train.py {path}, remove it, or give --recipe another name"
         )
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, text)

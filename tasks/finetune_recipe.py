@@ -2,11 +2,10 @@
 
 import argparse
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
-
-import numpy as np
 
 from config import ConfigError, DataError, RunConfig, TransformerConfig, load_recipe
 from config.adapter_schema import AdaLoRA
@@ -16,9 +15,8 @@ from config.supervised_schema import Instruction, SequenceToSequence
 from data.chat import find_template
 from data.example_fields import label_name, number_of, value_of
 from data.example_files import Record, read_records
-from data.example_rows import MARKERS, row_encoder
-from data.example_table import pack
-from data.examples import examples_tokenizer
+from data.example_rows import MARKERS
+from data.example_table import ExampleTable, pack
 from data.labelled import GRANULE
 from data.source import read_tokenizer
 from data.specials import BERT, T5
@@ -35,7 +33,6 @@ ADAPTER_LR_RATIO = 10
 """Between the rates of LoRA and of all weights: 5e-4 for RoBERTa base (arXiv:2106.09685, table 9)."""
 MESSAGES = "messages"
 """The field of conversations, as TRL and its data sets name it."""
-LABELLED = ("classification", "token_classification", "relation")
 NOT_WRITTEN = ("vocab_size", "family", "pooler")
 
 Sections = dict[str, dict[str, Any]]
@@ -46,7 +43,6 @@ def draft(options: argparse.Namespace) -> Sections:
 
     Raises ConfigError if the model is of the wrong family, DataError if the examples cannot be read.
     """
-    check_options(options)
     source = open_source(str(options.model))
     check_family(options.task, options.model, source.config)
     records = list(read_records(options.train))
@@ -55,7 +51,7 @@ def draft(options: argparse.Namespace) -> Sections:
     most = source.config.max_positions
     written = {"target_length": most} if options.task == "seq2seq" else {}
     return {
-        "run": {"name": name_of(options), "start_from": str(options.model)},
+        "run": {"start_from": str(options.model)},
         "data": {
             "examples": {"train": options.train, "valid": options.valid, **fields(options, records[0], source)},
             "row_length": most,
@@ -71,29 +67,25 @@ def draft(options: argparse.Namespace) -> Sections:
     }
 
 
-def fit(sections: Sections, config: RunConfig, epochs: int) -> Sections:
+def fit(
+    sections: Sections, config: RunConfig, train: ExampleTable, valid: ExampleTable, given: set[str], epochs: int
+) -> Sections:
     """The recipe with rows as long as the longest example, and as many steps as the epochs take.
 
-    `config` is the draft with the user's own settings, which win. Raises DataError for the first example that cannot be
-    learned.
+    `config` is the draft with the user's own settings, named in `given`, which win.
     """
-    examples, objective = config.data.examples, config.objective
-    assert examples is not None
-    encode = row_encoder(config, examples_tokenizer(config))
-    train, valid = ([encode(record) for record in read_records(path)] for path in (examples.train, examples.valid))
+    objective, length, batch = config.objective, config.data.row_length, config.batch.global_batch_size
     packed = isinstance(objective, Instruction) and objective.packing
-    length = config.data.row_length
-    if length == sections["data"]["row_length"]:
-        longest = max(len(row.source or row.ids) for row in train + valid)
+    if "data.row_length" not in given:
+        read = [table.source if isinstance(objective, SequenceToSequence) else table.ids for table in (train, valid)]
+        longest = max(int(lists.lengths.max()) for lists in read)
         length = min(-(-max(longest, PACKED_LENGTH * packed) // GRANULE) * GRANULE, length)
-    rows = len(pack(np.array([len(row.ids) - 1 for row in train]), length).lengths) if packed else len(train)
-    batch = config.batch.global_batch_size
-    if batch == sections["batch"]["global_batch_size"]:
+    rows = len(pack(train.ids.lengths - 1, length).lengths) if packed else len(train)
+    if "batch.global_batch_size" not in given:
         batch = max(1, min(rows, round(BATCH_SIZE * rows / len(train))))
     fits = (size for size in range(1, batch + 1) if batch % size == 0 and size * length <= TOKENS_AT_ONCE)
     epoch = -(-rows // batch)
-    asked = config.schedule.steps
-    steps = epochs * epoch if asked == DRAFT_STEPS else asked
+    steps = config.schedule.steps if "schedule.steps" in given else epochs * epoch
     fitted: Sections = {
         "data": {"row_length": length},
         "batch": {"global_batch_size": batch, "micro_batch_size": max(fits, default=1)},
@@ -104,24 +96,12 @@ def fit(sections: Sections, config: RunConfig, epochs: int) -> Sections:
     if isinstance(config.adapter, AdaLoRA):  # its authors' shares of a run (arXiv:2303.10512)
         fitted["adapter"] = {"initial_steps": steps // 10, "final_steps": steps // 2}
     if isinstance(objective, SequenceToSequence):
-        fitted["objective"] = {"target_length": max(len(row.ids) for row in train + valid)}
+        fitted["objective"] = {"target_length": max(int(table.ids.lengths.max()) for table in (train, valid))}
     return {name: values | fitted.get(name, {}) for name, values in sections.items()}
 
 
-def check_options(options: argparse.Namespace) -> None:
-    """Raises ConfigError for an option that the task has no use for."""
-    if options.balanced and options.task not in LABELLED:
-        raise ConfigError(f"--balanced weighs labels, and {options.task} has none: leave it out")
-    if options.tags != "iob2" and options.task != "token_classification":
-        raise ConfigError(
-            f"--tags {options.tags} is for token_classification, and {options.task} has no tags: leave it out"
-        )
-    if name := next((text.partition("=")[2] for text in options.overrides if text.startswith("adapter.name=")), ""):
-        raise ConfigError(f"adapter.name={name}: give --adapter {name} instead, which the learning rate goes by, too")
-
-
 def name_of(options: argparse.Namespace) -> str:
-    """Of the run and its recipe."""
+    """Of the recipe, and so of the run, if the user gives it none."""
     return "-".join([options.task, options.model.resolve().name, *filter(None, [options.adapter])])
 
 
@@ -161,9 +141,10 @@ def vocabulary(options: argparse.Namespace, config: TransformerConfig) -> int:
 def fields(options: argparse.Namespace, first: Record, source: Source) -> dict[str, str]:
     """Names of the examples' fields and what has to be known to read them."""
     pair = {"pair": options.pair} if options.pair else {}
-    if options.task == "instruction" and MESSAGES in first[1] and options.text not in first[1]:
+    talk = options.text if options.text in first[1] else MESSAGES
+    if options.task == "instruction" and talk in first[1] and not isinstance(first[1].get(options.text), str):
         template = chat_template(source.path)
-        return {"messages": MESSAGES, **({"chat_template": template} if template else {}), **pair}
+        return {"messages": talk, **({"chat_template": template} if template else {}), **pair}
     named = {"text": options.text, "label": options.label, **pair}
     return {**named, "tags": options.tags} if options.task == "token_classification" else named
 
@@ -181,18 +162,23 @@ def objective_section(options: argparse.Namespace, records: list[Record]) -> dic
         return {}
     if options.task == "regression":
         numbers = [number_of(record, options.label) for record in records]
-        return {"mean": round(fmean(numbers), 6), "scale": round(pstdev(numbers), 6) or 1.0}
+        check_different(options.train, set(numbers))
+        return {"mean": float(f"{fmean(numbers):.6g}"), "scale": float(f"{pstdev(numbers):.6g}")}
     values = [value_of(record, options.label) for record in records]
     if options.task == "token_classification":
         values = [iob2(record[0], tags, options.tags) for record, tags in zip(records, values, strict=True)]
     flat = [label for value in values for label in (value if isinstance(value, list) else [value])]
     counts = Counter(map(label_name, flat))
     labels = sorted(counts, key=lambda name: (name != "O", len(name) if name.isdecimal() else 0, name))
-    if len(labels) < 2:
-        raise ConfigError(
-            f"{options.train}: all labels are {labels[0]!r}, and there is nothing to tell apart: add others"
-        )
+    check_different(options.train, labels)
     section: dict[str, Any] = {"labels": labels}
     if options.balanced:
         section["class_weights"] = [round(len(flat) / (len(labels) * counts[label]), 4) for label in labels]
     return section
+
+
+def check_different(path: str, labels: Collection[Any]) -> None:
+    if len(labels) < 2:
+        raise ConfigError(
+            f"{path}: all labels are {next(iter(labels))!r}, and there is nothing to tell apart: add others"
+        )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from config import ConfigError, load_recipe
+from config import load_recipe
 from engine.checkpoint import find_checkpoint
 from engine.state import read_weights
 from model import Model, build, set_task_head
@@ -92,35 +92,3 @@ def unmerged_model(run: Path, weights: dict[str, torch.Tensor]) -> Model:
     add_adapter(model, recipe)
     model.load_state_dict(weights)
     return model.eval()
-
-
-def test_the_recipe_has_the_adapter_and_its_schedule(pretrained, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    examples = write_examples(tmp_path / "examples.jsonl")
-    command = ["classification", pretrained["bert"], "--train", examples, "--valid", examples, "--epochs", 10]
-    write_recipe(*command)
-    write_recipe(*command, "--adapter", "adalora")
-    full, adapted = (load_recipe(f"classification-bert{name}.yaml") for name in ("", "-adalora"))
-    assert full.adapter.name == "none" and adapted.adapter.name == "adalora"
-    assert (adapted.schedule.steps, adapted.adapter.initial_steps, adapted.adapter.final_steps) == (20, 2, 10)
-    assert adapted.optimizer.lr == pytest.approx(10 * full.optimizer.lr, rel=0.1)
-    write_recipe(
-        *command, "--adapter", "adalora", "--recipe", "own.yaml", "schedule.steps=100", "adapter.initial_steps=7"
-    )
-    own = load_recipe("own.yaml")
-    assert (own.schedule.steps, own.schedule.warmup_steps) == (100, 10)
-    assert (own.adapter.initial_steps, own.adapter.final_steps) == (7, 50)
-
-
-@pytest.mark.parametrize(
-    ("kind", "options", "message"),
-    [
-        ("regression", ("--balanced",), "--balanced weighs labels, and regression has none: leave it out"),
-        ("classification", ("--tags", "iob1"), "--tags iob1 is for token_classification"),
-        ("classification", ("adapter.name=lora",), "adapter.name=lora: give --adapter lora instead"),
-    ],
-)
-def test_options_without_effect_are_refused(pretrained, tmp_path, kind, options, message):
-    examples = write_examples(tmp_path / "examples.jsonl")
-    with pytest.raises(ConfigError, match=message):
-        write_recipe(kind, pretrained["bert"], "--train", examples, "--valid", examples, *options)

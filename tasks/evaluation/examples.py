@@ -3,7 +3,6 @@
 Letters: B rows, T row length, D width, N targets, C labels.
 """
 
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -17,9 +16,8 @@ from config.objective_schema import ObjectiveConfig
 from config.recipe_yaml import parse_yaml
 from config.supervised_schema import Instruction, Labelled, Regression, SequenceToSequence, TokenClassification
 from data.batch import IGNORE, Batch
-from data.example_table import open_table
-from data.examples import ExampleRows, collate_examples
-from data.validation import fixed_batches
+from data.example_table import encode_table
+from data.examples import batches_in_order
 from engine.objective import layout_of, to_device
 from model import GPT, T5, generate
 from tasks import metrics
@@ -49,7 +47,8 @@ def on_examples(trained: Trained, path: str, device: torch.device, settings: lis
     objective = recipe.objective
     if isinstance(objective, Instruction):
         recipe = recipe.model_copy(update={"objective": objective.model_copy(update={"packing": False})})
-    batches = read_examples(recipe, trained, path)
+    table = encode_table(path, recipe, trained.tokenizer)
+    batches = batches_in_order(table, recipe, trained.tokenizer, ROWS)
     if isinstance(objective, SequenceToSequence | Instruction):
         references, written = written_texts(trained, batches, device)
         values = metrics.generation(references, written)
@@ -65,8 +64,7 @@ def on_examples(trained: Trained, path: str, device: torch.device, settings: lis
     result = classified(objective.name, path, label_N, softmax(score_NC), objective.labels, {})
     if isinstance(objective, TokenClassification):
         result = replace(result, metrics=result.metrics | {"examples": len(rows), "words": len(label_N)})
-    if isinstance(objective, TokenClassification) and any(name.startswith("B-") for name in objective.labels):
-        return entities(result, objective.labels, rows)
+        return entities(result, objective.labels, rows) if objective.has_entities else result
     return result
 
 
@@ -79,18 +77,6 @@ def with_settings(recipe: RunConfig, settings: list[str]) -> RunConfig:
     document = parse_yaml(dump_recipe(recipe), "the run's recipe")
     apply_overrides(document, settings)
     return validate(document, RunConfig)
-
-
-def read_examples(recipe: RunConfig, trained: Trained, path: str) -> list[Batch]:
-    """All examples of a file in its order."""
-    with tempfile.TemporaryDirectory() as cache:
-        config = recipe.model_copy(update={"run": recipe.run.model_copy(update={"folder": cache})})
-        rows = ExampleRows(open_table(path, config, trained.tokenizer), config)
-        number_N = np.arange(len(rows))
-        collate = collate_examples(rows, config, trained.tokenizer)
-        return fixed_batches(
-            collate, rows.locate(np.zeros_like(number_N), number_N), min(ROWS, len(rows)), rank=0, world_size=1
-        )
 
 
 def scored_rows(

@@ -9,6 +9,7 @@ import os
 import socket
 import warnings
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -127,8 +128,17 @@ def sampler(question: Question, trials: int) -> "BaseSampler":
 def _pruner(question: Question) -> "BasePruner":
     from optuna.pruners import MedianPruner, NopPruner, SuccessiveHalvingPruner
 
+    class Halving(SuccessiveHalvingPruner):
+        """Among trials, not their attempts, all of which have the values of those before."""
+
+        def prune(self, study: Any, trial: "FrozenTrial") -> bool:
+            once = SimpleNamespace(
+                get_trials=lambda deepcopy: known_trials(study), _storage=study._storage, direction=study.direction
+            )
+            return super().prune(once, trial)  # type: ignore[arg-type]
+
     if question.pruner == "asha":
-        return SuccessiveHalvingPruner(min_resource=question.min_steps, reduction_factor=question.reduction)
+        return Halving(min_resource=question.min_steps, reduction_factor=question.reduction)
     return MedianPruner(n_warmup_steps=question.min_steps - 1) if question.pruner == "median" else NopPruner()
 
 

@@ -118,7 +118,11 @@ def test_numbers_that_are_not_there_are_shown(tmp_path):
         (["--sts", "x", "--dimensions", "64"], "dimensions 64: the model has 32"),
         (["--sts", "x", "--window", "64"], "--window is for --text, --dataset: give one of them, or leave it out"),
         (["--text", "x", "--mteb-data", "y"], "--mteb-data is for --mteb: give"),
-        (["--text", "x", "--out", __file__], "test_evaluate.py is a file: give a folder"),
+        (["--text", "x", "--out", __file__], "test_evaluate.py cannot be a folder (File exists): give another"),
+        (["--text", "x", "--out", f"{__file__}/below"], "below cannot be a folder (Not a directory): give another"),
+        (["--sts", "x", "--text-field", "y"], "--text-field is for --text: give"),
+        (["--text", "x", "--rows", "8"], "--rows is for --dataset: give"),
+        (["--dataset", "x", "--rows", "8"], "--rows 8: a decoder reads all of a dataset; leave it out"),
         (["--harness", "x", "--limit", "0"], "--limit 0: give at least 1"),
     ],
 )

@@ -14,7 +14,8 @@ import tasks.search.study
 from config import load_recipe
 from tasks.__main__ import main
 from tasks.search import add_arguments
-from tasks.search.question import launcher_words, read_question
+from tasks.search.question import Question, launcher_words, read_question
+from tasks.search.study import interrupt, open_study, origin
 from tests.conftest import ROOT, environment, metrics
 
 optuna = pytest.importorskip("optuna")
@@ -120,11 +121,37 @@ def test_a_grid_has_every_combination_once(recipe, folder):
     assert sorted(tried) == [("1e-2", 2), ("1e-2", 4), ("1e-3", 2), ("1e-3", 4)]
 
 
-def test_half_a_run_is_trained_before_a_trial_may_be_pruned(recipe):
+def asked(recipe: Path) -> Question:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    question = read_question(parser.parse_args(command(recipe)[1:]))
+    return read_question(parser.parse_args(command(recipe)[1:]))
+
+
+def test_half_a_run_is_trained_before_a_trial_may_be_pruned(recipe):
+    question = asked(recipe)
     assert (question.min_steps, question.reduction) == (45, 3)
+
+
+def test_an_interrupted_trial_counts_once_when_others_are_pruned(recipe):
+    """Of five at a rung one in three is one: the second best does not go on. Of six it would."""
+    question = asked(recipe)
+    study = open_study(question)
+
+    def reach_rung(value: float) -> optuna.Trial:
+        trial = study.ask({axis.setting: axis.distribution for axis in question.axes})
+        trial.report(value, 45)
+        return trial
+
+    for value in (1.0, 5.0, 6.0):
+        trial = reach_rung(value)
+        trial.should_prune()
+        study.tell(trial, value)
+    lost = reach_rung(7.0)
+    lost.should_prune()
+    interrupt(study, study.get_trials()[lost.number])
+    continued = study.ask({axis.setting: axis.distribution for axis in question.axes})
+    assert origin(study.get_trials()[continued.number]) == lost.number
+    assert reach_rung(2.0).should_prune() and not reach_rung(0.5).should_prune()
 
 
 def test_the_best_is_trained_for_twice_its_own_steps(recipe, folder, capsys):
