@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tags",
         choices=("iob2", "iob1"),
         default="iob2",
-        help="how entities are tagged; iob1 is learned as iob2 (default)",
+        help="how entities are tagged (default iob2); iob1 is learned as iob2",
     )
     parser.add_argument("--epochs", type=int, help=f"times that every example is learned from (default {EPOCHS})")
     parser.add_argument("--balanced", action="store_true", help="weigh labels by how rare they are")
@@ -62,14 +62,28 @@ def run(options: argparse.Namespace) -> int:
     import runpy
     import sys
 
+    from tasks.finetune_recipe import name_of
+
+    path = options.recipe or Path(f"{name_of(options)}.yaml")
+    check_options(options, path)
+    write_recipe(options, path)
+    print(f"{path} is written; deepspeed train.py {path} trains it again, also after changes", flush=True)
+    if options.write_only:
+        return 0
+    sys.argv = [str(TRAIN), str(path)]
+    # As `python train.py` does, Ctrl-C included, without importing torch once more.
+    runpy.run_path(sys.argv[0], run_name="__main__")
+    raise AssertionError("train.py ends the process")
+
+
+def write_recipe(options: argparse.Namespace, path: Path) -> None:
+    """The recipe, and the encoded examples where a training from it finds them."""
     from config import load_recipe
     from config.load import new_recipe
     from data.example_table import encode_table, keep_table
     from data.examples import examples_tokenizer
-    from tasks.finetune_recipe import draft, fit, name_of
+    from tasks.finetune_recipe import draft, fit
 
-    path = options.recipe or Path(f"{name_of(options)}.yaml")
-    check_options(options, path)
     sections = draft(options)
     config, _ = new_recipe(sections, str(path), options.overrides)
     tokenizer, examples = examples_tokenizer(config), config.data.examples
@@ -78,16 +92,9 @@ def run(options: argparse.Namespace) -> int:
     sections = fit(sections, config, *tables, settings_in(options.overrides), options.epochs or EPOCHS)
     _, text = new_recipe(sections, str(path), options.overrides)
     keep_or_write(path, f"# {options.task} from {options.model}\n{text}")
-    print(f"{path} is written; deepspeed train.py {path} trains it again, also after changes", flush=True)
-    if options.write_only:
-        return 0
     config = load_recipe(str(path))
     for table in tables:
         keep_table(table, config, tokenizer)
-    sys.argv = [str(TRAIN), str(path)]
-    # As `python train.py` does, Ctrl-C included, without importing torch once more.
-    runpy.run_path(sys.argv[0], run_name="__main__")
-    raise AssertionError("train.py ends the process")
 
 
 def check_options(options: argparse.Namespace, recipe: Path) -> None:

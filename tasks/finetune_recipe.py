@@ -45,19 +45,19 @@ def draft(options: argparse.Namespace) -> Sections:
     """
     source = open_source(str(options.model))
     check_family(options.task, options.model, source.config)
-    records = list(read_records(options.train))
-    if not records:
+    first = next(read_records(options.train), None)
+    if first is None:
         raise DataError(f"{options.train}: holds no examples")
     most = source.config.max_positions
     written = {"target_length": most} if options.task == "seq2seq" else {}
     return {
         "run": {"start_from": str(options.model)},
         "data": {
-            "examples": {"train": options.train, "valid": options.valid, **fields(options, records[0], source)},
+            "examples": {"train": options.train, "valid": options.valid, **fields(options, first, source)},
             "row_length": most,
         },
         "model": model_section(source.config, vocabulary(options, source.config)),
-        "objective": {"name": options.task, **written, **objective_section(options, records)},
+        "objective": {"name": options.task, **written, **objective_section(options)},
         **({"adapter": {"name": options.adapter}} if options.adapter else {}),
         "batch": {"global_batch_size": BATCH_SIZE, "micro_batch_size": 1},
         "optimizer": {"lr": learning_rate(options, source.config), "weight_decay": 0.01},
@@ -156,24 +156,25 @@ def chat_template(folder: Path) -> str | None:
     return examples.chat_template if examples else find_template(folder)
 
 
-def objective_section(options: argparse.Namespace, records: list[Record]) -> dict[str, Any]:
+def objective_section(options: argparse.Namespace) -> dict[str, Any]:
     """What the training examples say about the objective: the labels there are, or the mean and spread of numbers."""
     if options.task in ("seq2seq", "instruction"):
         return {}
     if options.task == "regression":
-        numbers = [number_of(record, options.label) for record in records]
+        numbers = [number_of(record, options.label) for record in read_records(options.train)]
         check_different(options.train, set(numbers))
         return {"mean": float(f"{fmean(numbers):.6g}"), "scale": float(f"{pstdev(numbers):.6g}")}
-    values = [value_of(record, options.label) for record in records]
-    if options.task == "token_classification":
-        values = [iob2(record[0], tags, options.tags) for record, tags in zip(records, values, strict=True)]
-    flat = [label for value in values for label in (value if isinstance(value, list) else [value])]
-    counts = Counter(map(label_name, flat))
+    counts: Counter[str] = Counter()
+    for record in read_records(options.train):
+        value = value_of(record, options.label)
+        if options.task == "token_classification":
+            value = iob2(record[0], value, options.tags)
+        counts.update(map(label_name, value if isinstance(value, list) else [value]))
     labels = sorted(counts, key=lambda name: (name != "O", len(name) if name.isdecimal() else 0, name))
     check_different(options.train, labels)
     section: dict[str, Any] = {"labels": labels}
     if options.balanced:
-        section["class_weights"] = [round(len(flat) / (len(labels) * counts[label]), 4) for label in labels]
+        section["class_weights"] = [round(counts.total() / (len(labels) * counts[label]), 4) for label in labels]
     return section
 
 

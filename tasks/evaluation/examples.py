@@ -104,7 +104,7 @@ def written_texts(trained: Trained, batches: list[Batch], device: torch.device) 
         rows = [row for row, labels_T in enumerate(batch.labels_BT) if (labels_T != IGNORE).any()]
         spans = [last_answer(batch.labels_BT[row]) for row in rows]
         for row, (first, end) in zip(rows, spans, strict=True):
-            references.append(tokenizer.decode(without_end(batch.labels_BT[row, first:end].tolist(), tokenizer.eod_id)))
+            references.append(tokenizer.decode(up_to(tokenizer.eod_id, batch.labels_BT[row, first:end].tolist())))
         # A prompt ends where the first label is predicted: in a decoder of its own after the start token.
         prompts = [batch.tokens_BT[row, : first + 1].tolist() for row, (first, _) in zip(rows, spans, strict=True)]
         sources = None
@@ -147,5 +147,6 @@ def softmax(score_NC: NDArray[np.float32]) -> NDArray[np.float64]:
     return exponential_NC / exponential_NC.sum(1, keepdims=True)
 
 
-def without_end(tokens: list[int], end_id: int) -> list[int]:
-    return tokens[:-1] if tokens[-1:] == [end_id] else tokens
+def up_to(end_id: int, tokens: list[int]) -> list[int]:
+    """The tokens before the first end token: some chat templates write more behind it."""
+    return tokens[: tokens.index(end_id)] if end_id in tokens else tokens

@@ -138,7 +138,7 @@ def write_best(question: Question, winner: "FrozenTrial", trials: int) -> str:
     """best.yaml, the recipe of the best of so many trials. Returns what can be done with it."""
     path = question.folder / "best.yaml"
     chosen = overrides(question.axes, winner.params)
-    recipe = merged_recipe(str(question.recipe), [*chosen, f"run.name={question.name}-best"])
+    recipe = merged_recipe(str(question.recipe), [*chosen, f"run.name={json.dumps(f'{question.name}-best')}"])
     about = (
         f"# Best of {trials} trials of {question.name}, which varied {question.typed}: trial {origin(winner)}, "
         f"{question.metric.replace('_', ' ')} {winner.value:.4f}.\n# {' '.join(chosen)}\n"

@@ -3,6 +3,7 @@
 A loop without threads. Any number of workers, on any hosts, share a study.
 """
 
+import json
 import os
 import signal
 import time
@@ -141,7 +142,7 @@ class Worker:
         folder, name = self.question.folder, f"trial_{number:04d}"
         place = min(set(range(self.jobs)) - {running.place for running in self.running})
         words = [word.replace("{port}", str(free_port())) for word in self.launcher]
-        own = [f"run.folder={folder}", f"run.name={name}", "run.resume=auto"]
+        own = [f"run.folder={json.dumps(str(folder))}", f"run.name={name}", "run.resume=auto"]
         training = Training(
             [*words, str(TRAIN), str(self.question.recipe), *chosen, *own],
             folder / f"{name}.log",

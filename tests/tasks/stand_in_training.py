@@ -14,7 +14,7 @@ from pathlib import Path
 
 settings = dict(text.split("=", 1) for text in sys.argv[3:])
 lr, steps, every = float(settings["optimizer.lr"]), 90, 10
-run = Path(settings["run.folder"], settings["run.name"])
+run = Path(json.loads(settings["run.folder"]), settings["run.name"])
 latest = run / "checkpoints" / "latest"
 stopping: list[int] = []
 
