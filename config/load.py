@@ -169,7 +169,7 @@ def merged_recipe(name_or_path: str, overrides: list[str] | tuple[str, ...]) -> 
 
 
 def new_recipe(values: dict[str, Any], name: str, overrides: list[str] | tuple[str, ...] = ()) -> tuple[RunConfig, str]:
-    """Sections that are no file yet, with the overrides among them: checked, and as YAML. Messages call them `name`."""
+    """A recipe that is no file, with the overrides among its settings: checked, and as YAML. Messages call it `name`."""
     document = Document(deepcopy(values), {(): Place(0, name)})
     apply_overrides(document, overrides)
     return validate(document, RunConfig), _text(document)

@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from config import ConfigError, RunConfig, dump_recipe
-from config.load import apply_overrides, validate
+from config import ConfigError, RunConfig
+from config.load import new_recipe
 from config.objective_schema import ObjectiveConfig
-from config.recipe_yaml import parse_yaml
 from config.supervised_schema import Instruction, Labelled, Regression, SequenceToSequence, TokenClassification
 from data.batch import IGNORE, Batch
 from data.example_table import encode_table
@@ -22,7 +21,7 @@ from engine.objective import layout_of, to_device
 from model import GPT, T5, generate
 from tasks import metrics
 from tasks.checkpoints import Trained
-from tasks.evaluation.result import Result
+from tasks.evaluation.result import Result, about
 from tasks.evaluation.vectors import classified
 
 ROWS = 32
@@ -57,9 +56,9 @@ def on_examples(trained: Trained, path: str, device: torch.device, settings: lis
     rows = list(scored_rows(trained, batches, device))
     score_NC, label_N = (np.concatenate(parts) for parts in zip(*rows, strict=True))
     if isinstance(objective, Regression):
-        return Result(
-            objective.name, path, "spearman", metrics.regression(label_N, score_NC[:, 0]) | {"examples": len(rows)}
-        )
+        with about(path):
+            values = metrics.regression(label_N, score_NC[:, 0])
+        return Result(objective.name, path, "spearman", values | {"examples": len(rows)})
     assert isinstance(objective, Labelled)
     result = classified(objective.name, path, label_N, softmax(score_NC), objective.labels, {})
     if isinstance(objective, TokenClassification):
@@ -74,9 +73,7 @@ def with_settings(recipe: RunConfig, settings: list[str]) -> RunConfig:
         raise ConfigError(
             f"--set {other[0]}: the model is trained; set only how examples are read ({', '.join(READING)}…)"
         )
-    document = parse_yaml(dump_recipe(recipe), "the run's recipe")
-    apply_overrides(document, settings)
-    return validate(document, RunConfig)
+    return new_recipe(recipe.model_dump(mode="json"), "the run's recipe", settings)[0]
 
 
 def scored_rows(

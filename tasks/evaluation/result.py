@@ -1,10 +1,13 @@
 """What an evaluation found: numbers for the table and the JSON file, and what the page draws of them."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from config import DataError
 from tasks.pages import Curve, shown
 
 
@@ -28,6 +31,15 @@ class Result:
     reliability: list[dict[str, float]] = field(default_factory=list)
     """Rows of `tasks.metrics.Bin`."""
     curves: list[Curve] = field(default_factory=list)
+
+
+@contextmanager
+def about(source: str) -> Iterator[None]:
+    """Metrics know no files: their DataErrors get the source in front."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from None
 
 
 def as_json(model: Path, dtype: str, results: list[Result]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from config import DataError
 from data.example_files import read_records
 from tasks import metrics
 from tasks.embedding import Embedder
-from tasks.evaluation.result import Result
+from tasks.evaluation.result import Result, about
 from tasks.pages import Curve
 
 Vectors = NDArray[np.float32]
@@ -27,7 +27,8 @@ def similarity(embedder: Embedder, path: str) -> Result:
     """Correlation of the cosines of pairs of sentences with people's scores: Spearman's is the one that counts (SemEval's
     STS tasks; Reimers and Gurevych 2019, arXiv:1908.10084, section 4.1)."""
     first, second, scores = _columns(path, ("sentence1", "sentence2", "score"), (str, str, float))
-    values = metrics.regression(scores, _cosines(embedder, first, second))
+    with about(path):
+        values = metrics.regression(scores, _cosines(embedder, first, second))
     named = {f"{name}_cosine": values[name] for name in ("spearman", "pearson")}
     return Result("sts", path, "spearman_cosine", {**named, "pairs": len(scores)}, _cuts(embedder, [*first, *second]))
 
@@ -36,7 +37,8 @@ def pairs(embedder: Embedder, path: str) -> Result:
     """How well the cosine tells pairs that are alike (label 1) from others (0); average precision is what counts, as in
     MTEB (arXiv:2210.07316)."""
     first, second, labels = _columns(path, ("sentence1", "sentence2", "label"), (str, str, int))
-    values = metrics.binary(np.array(labels), _cosines(embedder, first, second))
+    with about(path):
+        values = metrics.binary(np.array(labels), _cosines(embedder, first, second))
     settings = _cuts(embedder, [*first, *second])
     return Result("pairs", path, "average_precision", {**values, "pairs": len(labels)}, settings)
 
@@ -55,7 +57,8 @@ def search(embedder: Embedder, folder: str, split: str = "test") -> Result:
         best_QK = np.argsort(-cosine_QN, axis=1, kind="stable")[:, :deepest]
         for query, best_K in zip(query_ids[first:], best_QK.tolist(), strict=False):
             rankings[query] = [document_ids[number] for number in best_K]
-    values = metrics.retrieval(relevance, rankings)
+    with about(folder):
+        values = metrics.retrieval(relevance, rankings)
     lines = {name: [(float(k), values[f"{name}@{k}"]) for k in metrics.DEPTHS] for name in ("recall", "ndcg")}
     curve = Curve("By depth", "documents looked at", "mean over queries", lines)
     counts = {"queries": len(relevance), "documents": len(corpus)}

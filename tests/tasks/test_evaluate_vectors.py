@@ -121,6 +121,8 @@ def test_each_wrong_file_is_named(beir, tmp_path):
     words = write(tmp_path / "words.jsonl", [{"sentence1": "a", "sentence2": "b", "score": "high"}])
     tokens = write(tmp_path / "tokens.jsonl", [{"text": [WORDS[0]], "label": "a"}])
     pair = {"sentence1": WORDS[0], "sentence2": WORDS[1]}
+    equal = write(tmp_path / "equal.jsonl", [pair | {"score": 3}] * 2)
+    alike = write(tmp_path / "alike.jsonl", [pair | {"label": 1}] * 2)
     shares = write(tmp_path / "shares.jsonl", [pair | {"label": 0.7}])
     listed = write(tmp_path / "listed.jsonl", [pair | {"score": [1]}])
     ragged = tmp_path / "ragged.csv"
@@ -138,6 +140,8 @@ def test_each_wrong_file_is_named(beir, tmp_path):
         (lambda: vectors.pairs(EMBEDDER, shares), r"shares\.jsonl:1: label is 0\.7, not a whole number"),
         (lambda: vectors.similarity(EMBEDDER, listed), r"listed\.jsonl:1: score is \[1\], not a number"),
         (lambda: vectors.similarity(EMBEDDER, str(ragged)), r"ragged\.csv:2: 2 columns, but the header has 3"),
+        (lambda: vectors.similarity(EMBEDDER, equal), r"equal\.jsonl: all 2 true values are 3: a correlation needs"),
+        (lambda: vectors.pairs(EMBEDDER, alike), r"alike\.jsonl: labels \[1\], but pairs need both 0"),
         (lambda: vectors.search(EMBEDDER, str(tmp_path / "none")), r"corpus\.jsonl: no such file"),
     ]
     for measure, message in cases:
