@@ -176,7 +176,7 @@ def new_recipe(values: dict[str, Any], name: str, overrides: list[str] | tuple[s
 
 
 def _text(document: Document) -> str:
-    return yaml.dump(document.values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(document.values, Dumper=_Dumper, sort_keys=False, width=120)
 
 
 def dump_recipe(config: RunConfig) -> str:
