@@ -10,6 +10,7 @@ from config import ConfigError
 from config.accelerate import FP8, PRECISIONS
 from config.ds_config import find_ds_config, read_ds_config
 from config.load import display_path
+from launch.files import write_file
 
 MultinodeLauncher = Literal["standard", "pdsh"]
 
@@ -124,7 +125,7 @@ def run(options: argparse.Namespace) -> int:
     if not options.output:
         print(text, end="")
         return 0
-    options.output.write_text(text)
+    write_file(options.output, text, "--output")
     print(f"accelerate launch --config_file {options.output} train.py RECIPE engine.ds_config={options.ds_config}")
     return 0
 

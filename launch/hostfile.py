@@ -26,6 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Returns 0 if every host can take part, else 1."""
+    if not options.timeout > 0:
+        raise ConfigError(f"--timeout {options.timeout:g}: give a number of seconds above zero")
     slots = read_hostfile(options.hostfile)
     ranks = sum(slots.values())
     print(f"{options.hostfile}: {len(slots)} host(s), {ranks} ranks")
@@ -47,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
 def read_hostfile(path: Path) -> dict[str, int]:
     """Ranks by host, in the order of the file. Raises ConfigError with every wrong line."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}: write one line `NAME slots=RANKS` for each host") from None
     slots: dict[str, int] = {}
@@ -83,8 +85,8 @@ def problem_of(host: str, timeout: float, no_ssh: bool) -> str:
     name = host.rpartition("@")[2]
     try:
         socket.getaddrinfo(name, None)
-    except OSError as error:
-        return f"the name does not resolve ({error.strerror}): correct it, or add it to DNS or /etc/hosts"
+    except (OSError, UnicodeError) as error:  # UnicodeError: no name at all, as `worker..1`
+        return f"the name does not resolve ({getattr(error, 'strerror', None) or error}): correct it, or add it to DNS or /etc/hosts"
     if no_ssh:
         return ""
     python, train = shlex.quote(sys.executable), shlex.quote(str(ROOT / "train.py"))
@@ -108,7 +110,7 @@ def problem_of(host: str, timeout: float, no_ssh: bool) -> str:
 def commands(hostfile: Path, slots: dict[str, int], arguments: list[str]) -> str:
     """How to start a run on these hosts."""
     first, run_it = next(iter(slots)).rpartition("@")[2], f"train.py {shlex.join(arguments)}"
-    start = f"deepspeed --hostfile {hostfile}"
+    start = f"deepspeed --hostfile {shlex.quote(str(hostfile))}"
     numbers = ", ".join(f"{i} on {host}" for i, host in enumerate(list(slots)[:3])) + (", …" if len(slots) > 3 else "")
     choices = {
         "from one host, over ssh": f"{start} {run_it}",

@@ -96,6 +96,8 @@ def _check_amounts(job: KubernetesJob) -> None:
     for option, amount in (("--cpu", job.cpu), ("--memory", job.memory), ("--shm-size", job.shm_size)):
         if amount and not QUANTITY.fullmatch(amount):
             raise ConfigError(f"{option} {amount}: give a number with a unit of Kubernetes, as 96, 500m, 800Gi or 2T")
+    if job.restarts < 0:
+        raise ConfigError(f"--restarts {job.restarts}: give 0 or more")
     if job.grace_seconds <= SAVED_BEFORE_SECONDS:
         raise ConfigError(
             f"--grace-seconds {job.grace_seconds}: {SAVED_BEFORE_SECONDS} of them are for ending, so give more than that: as "

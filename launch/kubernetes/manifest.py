@@ -7,8 +7,8 @@ from typing import Any, get_args
 
 import yaml
 
-from config import ConfigError
 from config.load import display_path
+from launch.files import write_file
 from launch.kubernetes.job import SAVED_BEFORE_SECONDS, Kind, KubernetesJob, check_job, pairs, valid_name
 
 JOBSET_PORT = 29500
@@ -66,11 +66,7 @@ def run(options: argparse.Namespace) -> int:
     if not options.out:
         print(text, end="")
         return 0
-    try:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text)
-    except OSError as error:
-        raise ConfigError(f"--out {options.out}: {error.strerror}; give a file that you can write") from None
+    write_file(options.out, text, "--out")
     print(f"wrote {display_path(options.out)}; start it with: kubectl apply -f {display_path(options.out)}")
     return 0
 

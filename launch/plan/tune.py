@@ -9,6 +9,7 @@ from typing import Any
 from config import Choice, ConfigError, RunConfig, dump_recipe
 from config.hardware import Cluster
 from config.parallel import ranks_per_row
+from launch.files import write_file
 from launch.plan.choices import Choices
 from launch.plan.option import MICRO_BATCH, Option, Room, evaluate, timed, with_settings
 from launch.plan.reason import in_words
@@ -52,9 +53,9 @@ class Results:
 
     def add(self, trial: Trial) -> None:
         self.trials.append(trial)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps({**self.question, "trials": [asdict(t) for t in self.trials]}, indent=1))
+        text = json.dumps({**self.question, "trials": [asdict(t) for t in self.trials]}, indent=1)
+        write_file(temporary, text, "--write")
         temporary.replace(self.path)
 
     def of(self, option: Option) -> Trial | None:

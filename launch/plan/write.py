@@ -10,6 +10,7 @@ from config import Choice, ConfigError, load_recipe
 from config.hardware import Cluster
 from config.load import display_path, find_recipe, merged_recipe
 from launch.accelerate_config import accelerate_config
+from launch.files import write_file
 from launch.plan.option import DS_CONFIG, Option
 from launch.plan.reason import in_words
 from launch.plan.variants import is_written
@@ -70,19 +71,18 @@ def write_plan(
     option, recipe = choice.value, load_recipe(source.recipe, source.overrides)
     into = files(folder, option, cluster)
     check_free(into.all, force)
-    folder.mkdir(parents=True, exist_ok=True)
     settings = option.changes(recipe)
     if into.ds_config:
-        into.ds_config.write_text(json.dumps(option.ds_config.values, indent=2) + "\n")
+        write_file(into.ds_config, json.dumps(option.ds_config.values, indent=2) + "\n", "--write")
         settings[DS_CONFIG] = display_path(into.ds_config)
-    into.recipe.write_text(recipe_text(source, settings, _comment(choice, cluster, notes)))
+    write_file(into.recipe, recipe_text(source, settings, _comment(choice, cluster, notes)), "--write")
     on_cpu, nodes, per_node = cluster.accelerator.kind == "cpu", cluster.nodes, cluster.gpus_per_node
     ds_config = settings.get(DS_CONFIG, recipe.engine.ds_config)
-    into.accelerate.write_text(accelerate_config(ds_config, nodes, per_node, cpu=on_cpu))
+    write_file(into.accelerate, accelerate_config(ds_config, nodes, per_node, cpu=on_cpu), "--write")
     if into.sbatch:
         gpus = 0 if on_cpu else per_node
         job = SlurmJob(display_path(into.recipe), nodes=nodes, gpus_per_node=gpus, time=_time_limit(seconds))
-        into.sbatch.write_text(sbatch_script(job))
+        write_file(into.sbatch, sbatch_script(job), "--write")
     return into.all
 
 

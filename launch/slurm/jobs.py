@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from config import ConfigError, load_recipe
+from launch.files import write_file
 
 RECORD = "job.json"
 ENDED = {
@@ -59,7 +60,7 @@ class Record:
 
     def write(self) -> None:
         values = {name: value for name, value in vars(self).items() if name != "folder"}
-        (self.folder / RECORD).write_text(json.dumps(values, indent=1))
+        write_file(self.folder / RECORD, json.dumps(values, indent=1), "run.folder")
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,13 @@ def check_job(job: SlurmJob) -> RunConfig:
         raise ConfigError("--driver starts trainings by srun itself: leave --array, --container and --tasks node out")
     if job.workers < 1 or (job.workers > 1 and not job.driver):
         raise ConfigError(f"--workers {job.workers}: so many elements run a --driver, of which there is at least 1")
+    if job.array_limit and not is_array(job):
+        raise ConfigError(f"--array-limit {job.array_limit} without --array: there is one run; leave it out")
+    if min(job.array_limit, job.cpus_per_task, job.warning_seconds - 1) < 0:
+        raise ConfigError(
+            f"--array-limit {job.array_limit} --cpus-per-task {job.cpus_per_task} --warning-seconds {job.warning_seconds}: "
+            "give numbers above zero"
+        )
     needed = 2 * job.warning_seconds  # SLURM may send the signal up to a minute early
     if time_seconds(job.time) < needed:
         raise ConfigError(
@@ -104,6 +111,9 @@ def check_job(job: SlurmJob) -> RunConfig:
             f"before the end: give it at least {needed} s, or a shorter --warning-seconds"
         )
     config = load_recipe(job.recipe, job.overrides)
+    name = job.job_name or config.run.name
+    if "/" in name:
+        raise ConfigError(f"{name}: the name of a job is that of its folder, so write it without / (--job-name NAME)")
     for element in sweep(job.array, config.run.name):
         _check_batch(job, load_recipe(job.recipe, (*job.overrides, *element.overrides)))
     _check_batch(job, config)

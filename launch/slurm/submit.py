@@ -4,11 +4,13 @@ import argparse
 import subprocess
 import sys
 from dataclasses import fields, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from config import ConfigError
 from config.load import display_path
+from launch.files import write_file
 from launch.slurm.jobs import Record, jobs_of, read_record, slurm_command
 from launch.slurm.script import SlurmJob, check_job, is_array, log_folder, run_names, sbatch_script
 
@@ -76,10 +78,9 @@ def run(options: argparse.Namespace) -> int:
     sbatch = slurm_command("sbatch") if options.submit else ""
     if sbatch and earlier:
         refuse_second_job(earlier)
-    folder.mkdir(parents=True, exist_ok=True)  # SLURM makes no folders for logs
+    record.write()  # with its folder: SLURM makes none for logs
     path = options.out or folder / "job.sbatch"
     write_script(path, script)
-    record.write()
     if not sbatch:
         print(f"wrote {display_path(path)}; submit it with: sbatch {display_path(path)}")
         return 0
@@ -114,13 +115,13 @@ def refuse_second_job(record: Record) -> None:
 
 
 def write_script(path: Path, script: str) -> None:
-    """Write it; another script in its place, which may have been edited, is kept."""
-    if path.exists() and path.read_text() != script:
-        kept = path.with_name(f"{path.name}.old")
+    """Write it; another script in its place, which may have been edited, is kept under a number."""
+    if path.is_file() and path.read_text() != script:
+        numbered = (path.with_name(f"{path.name}.{number}") for number in count(1))
+        kept = next(earlier for earlier in numbered if not earlier.exists())
         path.rename(kept)
         print(f"the earlier {display_path(path)} is kept as {display_path(kept)}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(script)
+    write_file(path, script, "--out")
 
 
 def submit(sbatch: str, path: Path) -> str:

@@ -8,6 +8,10 @@ from itertools import product
 from config import ConfigError
 
 
+SAME_FOR_ALL = ("run.name", "run.folder", "run.resume")
+"""What the script relies on."""
+
+
 @dataclass(frozen=True)
 class Element:
     """One run of a sweep."""
@@ -21,13 +25,16 @@ def sweep(axes: Sequence[str], run_name: str) -> list[Element]:
     """Every combination of the axes, the last one changing fastest; empty without axes.
 
     An axis is `section.key=value,value,…`; commas inside brackets do not separate. Raises ConfigError for one that has no
-    values, or the same one twice, and for a key that has two axes.
+    values, or the same one twice, for a key that has two axes, and for one that has to be the same in all runs.
     """
     settings = [[f"{key}={value}" for value in values] for key, values in map(_axis, axes)]
     keys = [choices[0].partition("=")[0] for choices in settings]
     twice = next((key for key in keys if keys.count(key) > 1), None)
     if twice:
         raise ConfigError(f"--array names {twice} twice: give all of its values in one axis, {twice}=A,B,C")
+    fixed = next((key for key in keys if key in SAME_FOR_ALL), None)
+    if fixed:
+        raise ConfigError(f"--array {fixed}: all runs of a sweep have the same, and names that say what varies: leave it out")
     elements = []
     for chosen in product(*settings) if settings else ():
         name = "-".join([run_name, *map(_in_a_name, chosen)])

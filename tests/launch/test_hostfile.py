@@ -84,6 +84,20 @@ def test_each_host_is_judged(tmp_path, monkeypatch, capsys, answers, code, expec
     assert "--node_rank I --master_addr h1 train.py RECIPE" in out
 
 
+def test_what_cannot_be_a_name_does_not_resolve(tmp_path, capsys):
+    path = tmp_path / "my hosts"
+    path.write_bytes(b"worker..1 slots=2\nw\xff slots=2\nlocalhost slots=2\n")
+    assert main(["hostfile", str(path), "--no-ssh"]) == 1
+    out = capsys.readouterr().out
+    assert "fail  worker..1 slots=2: the name does not resolve" in out and "fail  w\ufffd slots=2" in out
+    assert "ok  localhost" in out and f"--hostfile '{path}' --no_ssh" in out
+
+
+def test_no_time_to_answer_is_refused(tmp_path, capsys):
+    assert main(["hostfile", str(tmp_path), "--timeout", "0"]) == 2
+    assert "--timeout 0: give a number of seconds" in capsys.readouterr().err
+
+
 def test_ranks_that_do_not_divide_the_batch(tmp_path, monkeypatch, capsys):
     path = tmp_path / "hosts.txt"
     path.write_text("h1 slots=3\n")

@@ -139,6 +139,7 @@ def test_pods_find_each_other():
         ("--memory 800GB", "--memory 800GB: give a number with a unit of Kubernetes, as 96, 500m, 800Gi"),
         ("--shm-size much", "--shm-size much: give a number"),
         ("--grace-seconds 30", "--grace-seconds 30: 30 of them are for ending"),
+        ("--restarts -1", "--restarts -1: give 0 or more"),
         ("--env NOTHING", "--env NOTHING: expected NAME=VALUE"),
         ("model.layers=3", "did you mean num_layers"),
     ],

@@ -183,6 +183,11 @@ def test_other_prices_and_memory_can_be_given(capsys):
             ("did you mean infiniband-400",),
         ),
         (["llama_7b", "--gpus", "-8", "--gpu", "h100-80"], ("--gpus -8", "above zero")),
+        (["llama_7b", "--gpus", "8", "--gpu", "h100-80", "--memory", "nan"], ("--memory nan", "above zero")),
+        (
+            ["gpt2_124m", "--gpus", "8", "--gpu", "h100-80", "--write", "/dev/null/plan"],
+            ("/dev/null/plan/gpt2_124m.yaml cannot be written: Not a directory; give another --write",),
+        ),
         (["gpt2_124m", "--gpus", "8", "--gpu", "h100-80", "--tune"], ("--tune measures this machine", "h100-80")),
     ],
 )

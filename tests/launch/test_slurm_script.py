@@ -154,7 +154,7 @@ def test_commas_in_brackets_and_names_that_would_be_the_same():
         "data.datasets=[{path: a, weight: 2}]",
         "data.datasets=[{path: b}]",
     ]
-    assert [e.run_name for e in sweep(["run.folder=a/b,a_b"], "x")] == ["x-0", "x-1"]
+    assert [e.run_name for e in sweep(["run.start_from=a/b,a_b"], "x")] == ["x-0", "x-1"]
 
 
 @pytest.mark.parametrize(
@@ -178,6 +178,11 @@ def test_time_limits(text, seconds):
         ({"array": ("optimizer.lr",)}, ["--array optimizer.lr: expected section.key=value,value"]),
         ({"array": ("optimizer.lr=1,1",)}, ["1 stands there twice"]),
         ({"array": ("optimizer.lr=1,2", "optimizer.lr=3")}, ["optimizer.lr twice"]),
+        ({"array": ("run.folder=a,b",)}, ["--array run.folder", "leave it out"]),
+        ({"array_limit": 2}, ["--array-limit 2 without --array"]),
+        ({"cpus_per_task": -2}, ["--cpus-per-task -2", "above zero"]),
+        ({"warning_seconds": 0}, ["--warning-seconds 0", "above zero"]),
+        ({"job_name": "a/b"}, ["a/b", "without /"]),
         ({"overrides": ("optimizer.lrr=1",)}, ["did you mean lr?"]),
     ],
 )
@@ -194,8 +199,19 @@ def test_the_command_writes_a_script_and_keeps_an_edited_one(recipe, tmp_path, c
     text = (tmp_path / "a.sbatch").read_text()
     assert text == script(recipe, overrides=("optimizer.lr=3e-3",), python=text.split(" train.py ")[0].split()[-1])
     (tmp_path / "a.sbatch").write_text("edited")
-    assert main(command) == 0 and "kept as" in capsys.readouterr().out
-    assert (tmp_path / "a.sbatch.old").read_text() == "edited"
+    for learning_rate in ("4e-3", "5e-3"):
+        assert main([*command, f"optimizer.lr={learning_rate}"]) == 0 and "kept as" in capsys.readouterr().out
+    assert (tmp_path / "a.sbatch.1").read_text() == "edited"
+    assert (tmp_path / "a.sbatch.2").read_text().replace("4e-3", "5e-3") == (tmp_path / "a.sbatch").read_text()
+
+
+@pytest.mark.parametrize("place", ["--out={}", "run.folder={}/runs"])
+def test_a_place_that_cannot_be_written_is_named(recipe, tmp_path, capsys, place):
+    (tmp_path / "taken").write_text("")
+    where = "taken/new/a.sbatch" if "out" in place else "taken"
+    assert main(["slurm", str(recipe), "--gpus-per-node", "2", place.format(tmp_path / where)]) == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path}/taken/" in said and f"cannot be written: Not a directory; give another {place[:5]}" in said
 
 
 def test_without_slurm_there_is_one_message(recipe, monkeypatch, capsys):
@@ -203,12 +219,6 @@ def test_without_slurm_there_is_one_message(recipe, monkeypatch, capsys):
     assert main(["slurm", str(recipe), "--gpus-per-node", "2", "--submit"]) == 2
     assert "sbatch was not found: SLURM's commands are not" in capsys.readouterr().err
     assert main(["status"]) == 2 and "scontrol was not found" in capsys.readouterr().err
-
-
-if __name__ == "__main__":
-    for name, job in EXAMPLES.items():
-        (ROOT / "launch/slurm" / name).write_text(sbatch_script(job))
-    sys.exit(0)
 
 
 def test_a_driver_starts_its_own_trainings(recipe):
@@ -223,3 +233,8 @@ def test_a_driver_starts_its_own_trainings(recipe):
         sbatch_script(replace(job, tasks="node"))
     with pytest.raises(ConfigError, match="--workers 3: so many elements run a --driver"):
         sbatch_script(replace(job, driver=""))
+
+
+if __name__ == "__main__":
+    for name, job in EXAMPLES.items():
+        (ROOT / "launch/slurm" / name).write_text(sbatch_script(job))
