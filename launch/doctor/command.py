@@ -18,6 +18,7 @@ from launch.doctor.examine import Result, examine
 from launch.doctor.gpu import visible_gpus
 from launch.doctor.ranks import Unreachable, job_ports, meet
 from launch.doctor.recipe import read_recipe
+from launch.files import write_file
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = """\
@@ -51,6 +52,8 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError(
             "command line: --ranks starts ranks on one machine; a launcher has already started these: leave it out"
         )
+    if not options.timeout > 0:
+        raise ConfigError(f"command line: --timeout {options.timeout:g}: give a number of seconds above zero")
     if options.ranks is not None and options.ranks < 1:
         raise ConfigError(f"command line: --ranks {options.ranks}: at least one is needed")
     environ.update(rendezvous_environment(environ, _free_port()))
@@ -84,14 +87,11 @@ def take_part(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 def show(result: Result, ranks: int, seconds: float, file: str | None) -> None:
     """On the screen, and as JSON into a file; `-` is the screen, for JSON alone."""
-    if file:
-        facts = report.as_json(result.findings, result.hosts, ranks, seconds, result.measured)
-        json_text = json.dumps(facts, indent=1, ensure_ascii=False)
-        if file == "-":
-            print(json_text)
-            return
-        Path(file).write_text(json_text + "\n")
-    print(report.text(result.findings, result.hosts, ranks, seconds))
+    facts = report.as_json(result.findings, result.hosts, ranks, seconds, result.measured)
+    json_text = json.dumps(facts, indent=1, ensure_ascii=False)
+    print(json_text if file == "-" else report.text(result.findings, result.hosts, ranks, seconds))
+    if file and file != "-":
+        write_file(Path(file), json_text + "\n", "--json")
 
 
 def _print_alone(rank: int, problem: Exception) -> None:

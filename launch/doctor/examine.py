@@ -70,7 +70,7 @@ def _measure(
     ranks: Ranks, roster: Roster, reports: list[Any], environ: Mapping[str, str], probe: Probe, seconds: float
 ) -> tuple[list[Any], list[Check]]:
     """Each rank's measurements and their judgement, on rank 0."""
-    order, reason = _order(ranks, roster, reports, environ) if ranks.rank == 0 else (None, "")
+    order, reason = _order(roster, reports, environ) if ranks.rank == 0 else (None, "")
     order = ranks.share(order, 3 * seconds)
     if order is None:
         return [], [skip("all-reduce", reason)]
@@ -79,9 +79,7 @@ def _measure(
     return measured, collectives.judge(measured, roster.host_of, order["backend"], seconds) if measured else []
 
 
-def _order(
-    ranks: Ranks, roster: Roster, reports: list[Any], environ: Mapping[str, str]
-) -> tuple[dict[str, Any] | None, str]:
+def _order(roster: Roster, reports: list[Any], environ: Mapping[str, str]) -> tuple[dict[str, Any] | None, str]:
     """Where and how the ranks meet, or why they cannot."""
     absent = [rank for rank, report in enumerate(reports) if not report]
     broken = [rank for rank, report in enumerate(reports) if report and not report["torch"]]

@@ -5,6 +5,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from config.plan import gigabytes
@@ -31,9 +32,10 @@ class Letters:
         self.folder, self.rank, self.token = nearest(folder), rank, ""
 
     def write(self, token: str) -> None:
-        """`token` names the files of this examination."""
+        """`token` names the files of this examination. A folder that takes none is a finding of `run_folder`."""
         self.token = token
-        self._path(self.rank).write_text(f"{token} {self.rank}")
+        with suppress(OSError):
+            self._path(self.rank).write_text(f"{token} {self.rank}")
 
     def _path(self, name: int | str) -> Path:
         return self.folder / f".doctor_{self.token}_{name}"

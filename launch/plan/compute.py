@@ -103,7 +103,7 @@ def micro_batch(config: RunConfig, device: Device, numerics: Numerics) -> MicroB
         products = 6 + model.gated + (4 if layer.sources else 0)
         kernels += (launches + Passes(products, 2 * products)) * layer.blocks
     if config.engine.kernel == "reference":
-        elementwise += _materialised_scores(config, device, numerics)
+        elementwise += _materialised_scores(config, device)
     return MicroBatch(matmul, attention, elementwise, _head(config, device, numerics), kernels)
 
 
@@ -175,7 +175,7 @@ def _element_wise(model: TransformerConfig, numerics: Numerics, slices: int) -> 
     return norms + casts + turned + normed + active + dropout + bias, Passes(forward, 2 * forward + 5 * biased)
 
 
-def _materialised_scores(config: RunConfig, device: Device, numerics: Numerics) -> Passes:
+def _materialised_scores(config: RunConfig, device: Device) -> Passes:
     """Of attention that writes its scores: softmax, mask and product read and write them about eight times in fp32."""
     heads = config.model.num_heads / config.engine.tensor_parallel
     row = config.data.row_length

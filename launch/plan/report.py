@@ -45,7 +45,7 @@ def _rows(option: Option, ahead: Forecast, cluster: Cluster) -> list[tuple[str, 
             f"{cluster.gpus:,} × {device.name}{nodes}; {gigabytes(int(free))} of {device.memory_gb:g} GB stay free",
         ),
         ("a step", f"{duration(step.seconds):>16}"),
-        *((f"  {name}", f"{duration(seconds):>16}") for name, seconds in step.parts().items() if seconds),
+        *((f"  {name}", f"{duration(seconds):>16}") for name, seconds in step.compute.items()),
         *(
             (
                 f"  {name}",
@@ -150,7 +150,7 @@ def _option_json(option: Option) -> dict[str, Any]:
         "device_bytes": option.memory.device,
         "host_bytes": option.memory.host,
         "step_seconds": step.seconds,
-        "parts_seconds": step.parts(),
+        "parts_seconds": step.compute,
         "communication": {name: asdict(part) for name, part in step.communication.items()},
         "tokens_per_second": step.tokens_per_second,
         "mfu": step.mfu,

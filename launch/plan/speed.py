@@ -47,6 +47,7 @@ class StepTime:
     """Seconds of one optimiser step by part, and what follows from them."""
 
     compute: dict[str, float]
+    """Without communication."""
     communication: dict[str, Communication]
     tokens: int
     """Of text, of all ranks."""
@@ -54,10 +55,6 @@ class StepTime:
     """Of all ranks, by the convention in config/count.py: without what is recomputed."""
     peak: float
     """FLOP/s of all devices in bf16, by the data sheet."""
-
-    def parts(self) -> dict[str, float]:
-        """Seconds by part, without communication."""
-        return self.compute
 
     @property
     def seconds(self) -> float:

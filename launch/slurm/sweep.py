@@ -7,7 +7,6 @@ from itertools import product
 
 from config import ConfigError
 
-
 SAME_FOR_ALL = ("run.name", "run.folder", "run.resume")
 """What the script relies on."""
 
@@ -34,7 +33,9 @@ def sweep(axes: Sequence[str], run_name: str) -> list[Element]:
         raise ConfigError(f"--array names {twice} twice: give all of its values in one axis, {twice}=A,B,C")
     fixed = next((key for key in keys if key in SAME_FOR_ALL), None)
     if fixed:
-        raise ConfigError(f"--array {fixed}: all runs of a sweep have the same, and names that say what varies: leave it out")
+        raise ConfigError(
+            f"--array {fixed}: all runs of a sweep have the same, and names that say what varies: leave it out"
+        )
     elements = []
     for chosen in product(*settings) if settings else ():
         name = "-".join([run_name, *map(_in_a_name, chosen)])

@@ -100,7 +100,10 @@ def test_the_command_writes_one(tmp_path, capsys):
     [
         (["--nodes", "0"], "0 nodes with 1 processes each: a run has at least one of both"),
         (["--ds-config", "zero7"], "engine.ds_config=zero7: no such file"),
-        (["--output", "/dev/null/a.yaml"], "/dev/null/a.yaml cannot be written: Not a directory; give another --output"),
+        (
+            ["--output", "/dev/null/a.yaml"],
+            "/dev/null/a.yaml cannot be written: Not a directory; give another --output",
+        ),
         (["--mixed-precision", "fp8"], "nothing would run in FP8: leave it out, or set bf16"),
     ],
 )

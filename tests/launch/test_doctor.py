@@ -64,6 +64,7 @@ def test_a_rank_without_rank_0_says_so():
 @pytest.mark.parametrize(
     ("arguments", "environ", "message"),
     [
+        (["--timeout", "0"], {}, "--timeout 0: give a number of seconds above zero"),
         (["--ranks", "0"], {}, "--ranks 0: at least one is needed"),
         (["--ranks", "2"], {"RANK": "0", "WORLD_SIZE": "1"}, "a launcher has already started these"),
         ([], {"RANK": "0"}, "RANK is set but MASTER_ADDR, MASTER_PORT, WORLD_SIZE is not"),

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -87,6 +88,16 @@ def test_a_disk_that_is_full_while_its_speed_is_measured(small_disk):
     with pytest.raises(OSError, match="No space left"):
         Letters(small_disk, 0).speed(0)
     assert list(small_disk.iterdir()) == []
+
+
+def test_a_full_disk_is_found_and_stops_no_examination(small_disk):
+    with suppress(OSError), open(small_disk / "old", "wb") as file:
+        file.write(bytes(30 * MB))
+    here = Letters(small_disk / "runs", 0)
+    here.write("1234")
+    here.remove()
+    assert filesystem.run_folder(small_disk / "runs", 4 * MB, keep=3).status == "fail"
+    assert [path.name for path in small_disk.iterdir()] == ["old"]
 
 
 def disk(free: float, files: int = 10**6):

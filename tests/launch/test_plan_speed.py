@@ -84,7 +84,7 @@ def test_mfu_and_tokens_follow_from_the_seconds():
     derived = derive(config, 64)
     assert one.tokens_per_second == pytest.approx(derived.tokens_per_step / one.seconds)
     assert one.mfu == pytest.approx(derived.flops_per_token * one.tokens_per_second / (64 * 989e12))
-    assert one.seconds == pytest.approx(sum(one.parts().values()) + sum(c.exposed for c in one.communication.values()))
+    assert one.seconds == pytest.approx(sum(one.compute.values()) + sum(c.exposed for c in one.communication.values()))
     assert all(0 <= c.exposed <= c.seconds * 1.0001 for c in one.communication.values())
 
 
@@ -102,7 +102,7 @@ def test_what_ought_to_be_slower_is():
     }
     assert slow["zero3_plus"].seconds < slow["zero3"].seconds  # what ZeRO++ is for
     one, two = step("gpt2_124m", gpus=8), step("gpt2_124m", "optimizer.name=muon", gpus=8)
-    assert two.parts()["optimiser"] > one.parts()["optimiser"]
+    assert two.compute["optimiser"] > one.compute["optimiser"]
 
 
 def test_the_reach_of_each_stage_costs_communication():
@@ -115,8 +115,8 @@ def test_the_reach_of_each_stage_costs_communication():
 
 def test_small_models_are_bound_by_the_host():
     tiny = step("gpt2_124m", "batch.micro_batch_size=1", "batch.global_batch_size=8", "engine.compile=off")
-    assert tiny.parts()["host"] > 0.2 * tiny.seconds
-    assert "host" not in step("gpt2_124m", "batch.micro_batch_size=64").parts()
+    assert tiny.compute["host"] > 0.2 * tiny.seconds
+    assert "host" not in step("gpt2_124m", "batch.micro_batch_size=64").compute
 
 
 def test_every_accelerator_and_family_gets_a_finite_time():
@@ -138,5 +138,5 @@ def test_muon_takes_the_time_of_its_newton_schulz_products():
     muon, adamw = step("gpt_muon_124m", *single, gpus=1), step("gpt2_124m", *single, gpus=1)
     square, wide = 4 * 768**3 + 2 * 768**3, 4 * 768**2 * 2048 + 2 * 768**3
     least = 12 * 5 * (4 * square + 3 * wide) / (1e12 * H100.bf16_tflops)
-    extra = muon.parts()["optimiser"] - adamw.parts()["optimiser"]
+    extra = muon.compute["optimiser"] - adamw.compute["optimiser"]
     assert least < extra < 5 * least
