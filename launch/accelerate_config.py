@@ -110,7 +110,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mixed-precision", choices=[*PRECISIONS, "fp8"], help="leave it out to use the recipe's engine.precision"
     )
-    parser.add_argument("--output", type=Path, help="file to write; else it is printed")
+    parser.add_argument("--out", type=Path, help="file to write; else it is printed")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -122,11 +122,11 @@ def run(options: argparse.Namespace) -> int:
         multinode_launcher=options.multinode_launcher,
         mixed_precision=options.mixed_precision,
     )
-    if not options.output:
+    if not options.out:
         print(text, end="")
         return 0
-    write_file(options.output, text, "--output")
-    print(f"accelerate launch --config_file {options.output} train.py RECIPE engine.ds_config={options.ds_config}")
+    write_file(options.out, text, "--out")
+    print(f"accelerate launch --config_file {options.out} train.py RECIPE engine.ds_config={options.ds_config}")
     return 0
 
 

@@ -88,7 +88,7 @@ def test_cpu_configs_start_that_many_ranks(name, ranks, tmp_path):
 def test_the_command_writes_one(tmp_path, capsys):
     path = tmp_path / "mine.yaml"
     command = ["accelerate", "--nodes", "4", "--gpus-per-node", "2", "--mixed-precision", "bf16"]
-    assert main([*command, "--ds-config", "zero3", "--output", str(path)]) == 0
+    assert main([*command, "--ds-config", "zero3", "--out", str(path)]) == 0
     assert f"--config_file {path} train.py RECIPE engine.ds_config=zero3" in capsys.readouterr().out
     options, _, exported = plan(path)
     assert options.nnodes == "4" and options.nproc_per_node == "2"
@@ -101,8 +101,8 @@ def test_the_command_writes_one(tmp_path, capsys):
         (["--nodes", "0"], "0 nodes with 1 processes each: a run has at least one of both"),
         (["--ds-config", "zero7"], "engine.ds_config=zero7: no such file"),
         (
-            ["--output", "/dev/null/a.yaml"],
-            "/dev/null/a.yaml cannot be written: Not a directory; give another --output",
+            ["--out", "/dev/null/a.yaml"],
+            "/dev/null/a.yaml cannot be written: Not a directory; give another --out",
         ),
         (["--mixed-precision", "fp8"], "nothing would run in FP8: leave it out, or set bf16"),
     ],
