@@ -31,7 +31,7 @@ class WandbWriter:
         try:
             import wandb
         except ImportError:
-            raise ConfigError("monitor.wandb=true needs the wandb package: pip install -e .[wandb]") from None
+            raise ConfigError("monitor.wandb=true needs the wandb package: pip install -e '.[wandb]'") from None
         self._wandb = wandb
         # Kept in the run's folder, so that a resumed run continues the same curves and a fresh one has its own.
         identity = folder / "wandb_id"

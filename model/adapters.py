@@ -95,7 +95,7 @@ def _tuner(model: nn.Module, adapter: LoRA | AdaLoRA, config: TransformerConfig,
     try:
         import peft
     except ImportError:
-        raise ConfigError(f"adapter.name {adapter.name} needs peft: pip install -e .[finetune]") from None
+        raise ConfigError(f"adapter.name {adapter.name} needs peft: pip install -e '.[finetune]'") from None
     shared: dict[str, Any] = {
         "lora_alpha": adapter.alpha,
         "lora_dropout": adapter.dropout,

@@ -111,7 +111,7 @@ def run(options: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         extra = EXTRAS.get(package, "evaluate")
-        raise ConfigError(f"this needs {package}, which is not installed: pip install -e .[{extra}]") from error
+        raise ConfigError(f"this needs {package}, which is not installed: pip install -e '.[{extra}]'") from error
     return 0
 
 

@@ -38,7 +38,7 @@ def require(name: str, why: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise ConfigError(f"{why}, but {name} is not installed: pip install -e .[export]") from None
+        raise ConfigError(f"{why}, but {name} is not installed: pip install -e '.[export]'") from None
 
 
 def check_tokenizer(folder: Path, trained: Trained) -> None:

@@ -93,7 +93,7 @@ def run(options: argparse.Namespace) -> int:
         print(report(question, study))
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        raise ConfigError(f"this needs {package}, which is not installed: pip install -e .[search]") from error
+        raise ConfigError(f"this needs {package}, which is not installed: pip install -e '.[search]'") from error
     if code:
         print("interrupted; the same command continues the search")
     return code

@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
         import prometheus_client  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
-        raise ConfigError(f"serving needs {error.name}, which is not installed: pip install -e .[serve]") from None
+        raise ConfigError(f"serving needs {error.name}, which is not installed: pip install -e '.[serve]'") from None
     import torch
 
     from tasks.serve.app import create_app

@@ -80,5 +80,5 @@ def test_no_adapter_is_the_default():
 def test_peft_missing_is_one_message(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
     config = tiny_config(adapter={"name": "lora"})
-    with pytest.raises(ConfigError, match=r"pip install -e .\[finetune\]"):
+    with pytest.raises(ConfigError, match=r"pip install -e '.\[finetune\]'"):
         add_adapter(build(config.model), config)

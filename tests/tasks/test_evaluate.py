@@ -142,7 +142,7 @@ def test_a_missing_package_is_named(files, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.delitem(sys.modules, "tasks.evaluation.harness", raising=False)
     assert evaluate(files, "--harness", "x") == 2
-    assert "this needs lm_eval, which is not installed: pip install -e .[harness]" in capsys.readouterr().err
+    assert "this needs lm_eval, which is not installed: pip install -e '.[harness]'" in capsys.readouterr().err
 
 
 def test_help_is_instant(tmp_path):

@@ -306,7 +306,7 @@ def test_what_a_format_does_not_have_is_refused(config, wishes, message, use, tm
 def test_a_missing_package_is_one_message(wish, package, use, bpe, tmp_path, monkeypatch):
     use(ENCODERS["bert"] if wish == "onnx" else DECODERS["llama"], CausalLM(), bpe)
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ConfigError, match=rf"{package} is not installed: pip install -e \.\[export\]"):
+    with pytest.raises(ConfigError, match=rf"{package} is not installed: pip install -e '\.\[export\]'"):
         export(tmp_path, tmp_path / "out", **{wish: True})
 
 

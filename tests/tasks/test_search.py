@@ -284,7 +284,7 @@ def test_a_launcher_is_found_beside_this_interpreter(monkeypatch):
 def test_a_missing_library_is_one_message(recipe, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert main(command(recipe)) == 2
-    assert "pip install -e .[search]" in capsys.readouterr().err
+    assert "pip install -e '.[search]'" in capsys.readouterr().err
 
 
 def test_a_search_whose_trials_all_fail_ends(recipe, capsys):
