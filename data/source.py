@@ -1,6 +1,5 @@
 """The tokenizer of a model that a run starts from."""
 
-import json
 from pathlib import Path
 
 from config import DataError
@@ -15,19 +14,11 @@ def read_tokenizer(folder: str) -> Tokenizer:
     of_checkpoints = sorted(path.glob(f"checkpoints/step_*/{TOKENIZER_NAME}"))
     for found in (path / TOKENIZER_NAME, *of_checkpoints[-1:]):
         if found.is_file():
-            return Tokenizer.load(found, end_token(path))
+            return Tokenizer.load(found)
     raise DataError(
         f"{path}: no tokenizer.json there; give a run, a checkpoint, or a Hugging Face folder, into which transformers writes "
         "it by AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
     )
-
-
-def end_token(folder: Path) -> str:
-    """What ends a text by the settings beside a tokenizer of Hugging Face; empty if they do not say."""
-    path = folder / "tokenizer_config.json"
-    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    end = settings.get("eos_token") or settings.get("sep_token") or ""
-    return end if isinstance(end, str) else end["content"]
 
 
 def check_vocabulary(tokenizer: Tokenizer, source: str) -> None:

@@ -17,6 +17,8 @@ from data.files import write_atomically
 from data.manifest import canonical_json
 
 TOKENIZER_NAME = "tokenizer.json"
+SETTINGS_NAME = "tokenizer_config.json"
+"""Of transformers, beside a tokenizer.json, which itself does not say what ends a text."""
 END_OF_DOCUMENT = "<|endoftext|>"
 END_NAMES = (END_OF_DOCUMENT, "<|end_of_text|>", "<|endofdocument|>", "<eos>", "</s>")
 
@@ -39,8 +41,10 @@ class Tokenizer:
         """The token that ends each document."""
 
     @classmethod
-    def load(cls, path: Path | str, end_token: str = "") -> "Tokenizer":
-        """Read the tokenizer.json of a dataset or a checkpoint. Raises DataError if it is missing or is not one."""
+    def load(cls, path: Path | str) -> "Tokenizer":
+        """Read the tokenizer.json of a dataset, a checkpoint or a Hugging Face folder, whose settings beside it say what ends a
+        text. Raises DataError if it is missing or is not one."""
+        end_token = _end_token(Path(path).with_name(SETTINGS_NAME))
         try:
             return cls(Path(path).read_text(encoding="utf-8"), end_token)
         except FileNotFoundError as error:
@@ -148,9 +152,26 @@ class Tokenizer:
         """The text of token ids, special tokens by name. Bytes that are not UTF-8 become U+FFFD."""
         return self._model.decode([int(i) for i in ids], skip_special_tokens=False)
 
+    @property
+    def settings(self) -> str:
+        """Content of SETTINGS_NAME, with which `load` finds the end token of this tokenizer again."""
+        return json.dumps({"eos_token": self.eod_token})
+
     def save(self, path: Path | str) -> None:
         """Write the tokenizer.json, atomically."""
         write_atomically(Path(path), self.spec)
+
+
+def _end_token(path: Path) -> str:
+    """What ends a text by a tokenizer_config.json; empty if there is none or it does not say. Raises DataError if it is damaged."""
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        end = settings.get("eos_token") or settings.get("sep_token") or ""
+        return end if isinstance(end, str) else end["content"]
+    except FileNotFoundError:
+        return ""
+    except (ValueError, AttributeError, LookupError, TypeError) as error:
+        raise DataError(f"{path}: not the settings of a tokenizer ({error}); copy the file again") from error
 
 
 def with_end_token(model: tokenizers.Tokenizer) -> Tokenizer:

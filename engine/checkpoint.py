@@ -3,7 +3,7 @@
 checkpoints/step_00000500/    committed by one rename of .tmp-step_00000500
     manifest.json             size and hash of every other file; written last
     state.json                step, tokens, cursor, shapes, optimiser scalars
-    recipe.yaml  tokenizer.json
+    recipe.yaml  tokenizer.json  tokenizer_config.json
     fragments/rank_00000.safetensors …
 checkpoints/latest            name of the newest one; moves last
 checkpoints/best              name of the one with the best validation, under validation.keep_best

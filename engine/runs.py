@@ -24,7 +24,7 @@ from config.objective_schema import WRITE_TEXT
 from config.schema import RunSection
 from data.example_files import content_hash
 from data.manifest import Manifest
-from data.tokenizer import Tokenizer
+from data.tokenizer import SETTINGS_NAME, Tokenizer
 from engine.checkpoint import STATE, RunState, committed, newest_intact
 from engine.dist import World, from_main, together
 from engine.monitor import METRICS
@@ -52,7 +52,8 @@ def run_documents(config: RunConfig, tokenizer: Tokenizer) -> dict[str, str]:
     hashes = {dataset.path: Manifest.load(Path(dataset.path)).hash for dataset in config.data.datasets}
     if labelled := config.data.examples or config.data.pairs:
         hashes = {labelled.train: content_hash(labelled.train)}
-    return {RECIPE: dump_recipe(config), TOKENIZER: tokenizer.spec, DATA: json.dumps(hashes, indent=1)}
+    texts = {RECIPE: dump_recipe(config), TOKENIZER: tokenizer.spec, SETTINGS_NAME: tokenizer.settings}
+    return {**texts, DATA: json.dumps(hashes, indent=1)}
 
 
 def open_run(config: RunConfig, documents: dict[str, str], world: World, say: Say) -> Run:

@@ -16,7 +16,7 @@ from engine.objective import TEMPERATURE
 from engine.state import read_weights
 from model import Model, build, init_weights, load_hf, load_hf_objective, set_task_head
 from model.adapters import add_adapter, merge_adapter
-from tasks.sentence_layout import SentenceLayout, read_json, read_layout, read_max_tokens
+from tasks.sentence_layout import SentenceLayout, read_layout, read_max_tokens
 
 RECIPE = "recipe.yaml"
 
@@ -148,7 +148,4 @@ def _read_tokenizer(folder: Path) -> Tokenizer:
             f"{folder}: tokenizer.json is missing; write it with transformers: "
             f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
         )
-    path = folder / "tokenizer_config.json"
-    settings = read_json(path) if path.is_file() else {}
-    end = settings.get("eos_token") or settings.get("sep_token") or ""
-    return Tokenizer.load(folder / "tokenizer.json", end if isinstance(end, str) else end["content"])
+    return Tokenizer.load(folder / "tokenizer.json")

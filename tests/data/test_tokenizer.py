@@ -271,6 +271,27 @@ def test_an_end_token_of_the_vocabulary_is_used_and_a_missing_one_added(tmp_path
     assert len(tokenizer.encode("0123456789</s>")) > 10
 
 
+def test_the_settings_beside_a_tokenizer_say_what_ends_a_text(tmp_path):
+    """As transformers writes them of BERT, whose vocabulary has none of the usual names."""
+    pieces = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]", "a"]
+    model = tokenizers.Tokenizer(tokenizers.models.WordPiece(dict(zip(pieces, range(6), strict=True)), unk_token="[UNK]"))
+    path = tmp_path / "tokenizer.json"
+    model.save(str(path))
+    with pytest.raises(DataError, match=r"tokenizer\.json: has no end-of-document token"):
+        Tokenizer.load(path)
+    for settings in ({"sep_token": "[SEP]"}, {"eos_token": {"content": "[SEP]"}, "sep_token": "[MASK]"}):
+        path.with_name("tokenizer_config.json").write_text(json.dumps(settings))
+        tokenizer = Tokenizer.load(path).with_special_tokens(["[NEW]"])
+        assert (tokenizer.eod_token, tokenizer.eod_id) == ("[SEP]", 3)
+    tokenizer.save(path)
+    path.with_name("tokenizer_config.json").write_text(tokenizer.settings)
+    assert Tokenizer.load(path).eod_id == 3
+    for damaged in ("{", "[]", '{"eos_token": {"a": 1}}', '{"eos_token": 3}'):
+        path.with_name("tokenizer_config.json").write_text(damaged)
+        with pytest.raises(DataError, match=r"tokenizer_config\.json: not the settings of a tokenizer"):
+            Tokenizer.load(path)
+
+
 def test_the_fingerprint_is_of_the_content_not_its_spacing(trained):
     assert Tokenizer(json.dumps(json.loads(trained.spec), indent=3)).fingerprint == trained.fingerprint
     spec = json.loads(trained.spec)

@@ -10,7 +10,9 @@ import transformers
 from safetensors.torch import load_file
 
 from config import CheckpointError, ConfigError
+from data.tokenizer import Tokenizer
 from data.training import open_training
+from engine.runs import run_documents
 from engine.start_from import Source, match, report
 from tests.tasks.hugging_face import BERT, GPT2, LLAMA, MODERNBERT, SIZES, T5, edit, save
 from tests.tasks.starting import started, write_recipe
@@ -122,6 +124,17 @@ def test_conversations_are_read_by_the_model_s_own_template(tmp_path):
     learned = batch.labels_BT[0][batch.labels_BT[0] >= 0]
     assert tokenizer.decode(batch.tokens_BT[0]).startswith("[CLS]<u>the;<a>the the;<u>the;<a>the the")
     assert batch.tokens_BT[0, 0] == tokenizer.ids_of(["[CLS]"])[0] and tokenizer.decode(learned) == "the the;the the;"
+
+
+def test_a_run_keeps_what_ends_a_text_in_the_model_it_starts_from(tmp_path):
+    folder = tmp_path / "model"
+    save(folder, transformers.LlamaForCausalLM, LLAMA)
+    edit(folder / "tokenizer_config.json", eos_token="[SEP]")
+    config = write_recipe(folder, "instruction", tmp_path)
+    _, tokenizer = open_training(config, 0, 1)
+    for name, text in run_documents(config, tokenizer).items():
+        (tmp_path / name).write_text(text)
+    assert Tokenizer.load(tmp_path / "tokenizer.json").eod_id == tokenizer.eod_id == tokenizer.ids_of(["[SEP]"])[0]
 
 
 def test_a_head_for_other_labels_begins_anew():
