@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +98,7 @@ def keep_table(table: ExampleTable, config: RunConfig, tokenizer: Tokenizer) -> 
 def _cached(content: str, config: RunConfig, tokenizer: Tokenizer) -> Path:
     """Where the table of a file with this content is kept: by everything that its rows depend on."""
     assert config.data.examples is not None
-    facts = [VERSION, content, tokenizer.fingerprint, config.model.family, config.data.row_length]
+    facts = [VERSION, content, tokenizer.fingerprint, tokenizer.eod_token, config.model.family, config.data.row_length]
     facts += [config.objective.model_dump(), config.data.examples.model_dump(exclude={"train", "valid", "tokenizer"})]
     name = hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
     return Path(config.run.folder) / CACHE / f"{name}.npz"
@@ -111,14 +113,17 @@ def table_of(rows: list[Row], path: str = "", content: str = "") -> ExampleTable
 
 
 def _save(path: Path, table: ExampleTable) -> None:
+    """Under a name of this process's own first: all ranks, and runs that start together, find no table and make it."""
+    own = path.with_name(f"{secrets.token_hex(8)}-{path.name}")
     arrays: dict[str, Any] = {"second": table.second_N}
     for part in PARTS:
         ragged = getattr(table, part)
         arrays |= {part: ragged.values, f"{part}_bounds": ragged.bounds}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(path) as file:
+        with atomic_file(own) as file:
             np.savez(file, **arrays)
+        os.replace(own, path)
     except OSError as error:
         raise DataError(
             f"{path}: cannot keep the encoded examples: {error.strerror}; set run.folder to another one"
