@@ -9,7 +9,7 @@ from typing import Literal
 
 from config import DataError
 from data.chunks import Advance, chunks
-from data.records import id_of, parsed, text_of
+from data.records import HALF, id_of, parsed, text_of
 
 TxtDocuments = Literal["file", "paragraph", "line"]
 LONGEST_DOCUMENT = 256 << 20
@@ -56,13 +56,16 @@ def read_all(units: Iterable[Unit], options: ReadOptions) -> Iterator[Document]:
     and as `read`."""
     for unit in units:
         for number, document in enumerate(read(unit, options)):
-            if document.problem not in ("", "no text"):
+            problem = document.problem or (
+                "cut within a character (a lone surrogate)" if HALF.search(document.text) else ""
+            )
+            if problem not in ("", "no text"):
                 if len(unit.paths) > 1:
                     where = unit.paths[number]
                 else:
                     where = f"{unit.paths[0]}: text {number:,} (counted from 0)"
                     where += f" after byte {unit.start:,}" if unit.start else ""
-                raise DataError(f"{where} is {document.problem}; mend or remove it")
+                raise DataError(f"{where} is {problem}; mend or remove it")
             yield document
 
 

@@ -13,8 +13,8 @@ def value_of(record: Record, name: str) -> Any:
     where, fields = record
     if name not in fields:
         raise DataError(
-            f"{where}: has no field {name!r}, only {', '.join(fields)}: set data.examples.text, .pair and .label to the "
-            "names of the fields (--text, --pair, --label)"
+            f"{where}: has no field {name!r}, only {', '.join(fields)}: set data.examples.text, .pair, .label (--text, --pair, "
+            "--label) or .messages to the names of the fields"
         )
     value = fields[name]
     if value is None or value == [] or (isinstance(value, str) and not value.strip()):

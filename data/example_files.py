@@ -1,15 +1,16 @@
 """Readers of labelled examples: jsonl, csv, tsv, CoNLL, and folders of `datasets`."""
 
 import csv
-import json
-from collections import deque
+import os
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 import xxhash
 
 from config import DataError
+from data.records import fields_of
 
 Record = tuple[str, dict[str, Any]]
 """Where an example stands (`file:line`), and its fields."""
@@ -34,12 +35,15 @@ def read_records(path: str) -> Iterator[Record]:
             f"{path}: no such file of examples; one of a hub becomes a folder by datasets.load_dataset(NAME, split=...)"
             ".save_to_disk(FOLDER)"
         )
-    if source.suffix not in READERS:
+    read = READERS.get(source.suffix.lower())
+    if read is None:
         raise DataError(
             f"{path}: examples are read from {', '.join(READERS)} files and folders that `datasets` saved, not from "
             f"{source.suffix or 'files without an ending'}"
         )
-    return READERS[source.suffix](source)
+    if not os.access(source, os.R_OK):
+        raise DataError(f"{path}: Permission denied; it holds labelled examples")
+    return read(source)
 
 
 def content_hash(path: str) -> str:
@@ -61,12 +65,9 @@ def _read_jsonl(path: Path) -> Iterator[Record]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            yield f"{path}:{number}", fields_of(line)
         except ValueError as error:
-            raise DataError(f"{path}:{number}: not JSON: {error}: mend the line") from None
-        if not isinstance(record, dict):
-            raise DataError(f"{path}:{number}: expected an object with fields, not {line.strip()[:40]}")
-        yield f"{path}:{number}", record
+            raise DataError(f"{path}:{number}: {error}: mend the line") from None
 
 
 def _read_table(path: Path, delimiter: str, quoting: Literal[0, 3] = csv.QUOTE_MINIMAL) -> Iterator[Record]:
@@ -75,9 +76,11 @@ def _read_table(path: Path, delimiter: str, quoting: Literal[0, 3] = csv.QUOTE_M
         reader = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)
         first = 1
         try:
-            names = next(reader, [])
+            names = next(filter(None, reader), [])
             if len(set(names)) < len(names):
-                raise DataError(f"{path}:1: the header names a column twice: {', '.join(names)}; rename one")
+                raise DataError(
+                    f"{path}:{reader.line_num}: the header names a column twice: {', '.join(names)}; rename one"
+                )
             first = reader.line_num + 1
             for row in reader:
                 if len(row) not in (0, len(names)):
@@ -92,17 +95,23 @@ def _read_table(path: Path, delimiter: str, quoting: Literal[0, 3] = csv.QUOTE_M
             raise DataError(
                 f"{path}:{first}: {error}: quotes within a quoted field are doubled; mend the line"
             ) from None
-        except UnicodeDecodeError as error:
-            raise not_utf8(path, error) from None
+        except UnicodeDecodeError:
+            raise _not_utf8(path) from None
 
 
 def _read_tsv(path: Path) -> Iterator[Record]:
     """Quotes are ordinary characters, unless the whole file is right with quotes as CSV has them."""
     try:
-        deque(_read_table(path, "\t"), maxlen=0)
+        quoted = all(_is_one(record) for _, record in _read_table(path, "\t"))
     except DataError:
-        return _read_table(path, "\t", csv.QUOTE_NONE)
-    return _read_table(path, "\t")
+        quoted = False
+    return _read_table(path, "\t", csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
+
+
+def _is_one(record: dict[str, str]) -> bool:
+    """Whether quotes do not hold lines together each of which has all columns itself."""
+    lines = "\t".join(record.values()).split("\n")
+    return len(lines) == 1 or any(line.count("\t") != len(record) - 1 for line in lines)
 
 
 def _read_conll(path: Path) -> Iterator[Record]:
@@ -110,7 +119,7 @@ def _read_conll(path: Path) -> Iterator[Record]:
     words: list[str] = []
     tags: list[str] = []
     columns = first = 0
-    for number, line in (*text_lines(path), (0, "")):
+    for number, line in chain(text_lines(path), [(0, "")]):
         cells = line.split("\t") if "\t" in line else line.split()
         if not any(cells):
             if words:
@@ -162,12 +171,23 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
         try:
             for number, line in enumerate(file, start=1):
                 yield number, line.rstrip("\n")
-        except UnicodeDecodeError as error:
-            raise not_utf8(path, error) from None
+        except UnicodeDecodeError:
+            raise _not_utf8(path) from None
 
 
-def not_utf8(path: Path, error: UnicodeDecodeError) -> DataError:
-    return DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8")
+def _not_utf8(path: Path) -> DataError:
+    """Names the first line that is not: a text file decodes many lines at once."""
+    with path.open("rb") as file:
+        number = next(number for number, line in enumerate(file, start=1) if not _is_utf8(line))
+    return DataError(f"{path}:{number}: not UTF-8 text: save the file as UTF-8")
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 READERS: dict[str, Callable[[Path], Iterator[Record]]] = {

@@ -1,7 +1,7 @@
 """Files of labelled pairs: (anchor, positive, hard negatives), each line read when it is asked for."""
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config import DataError
+from data.records import fields_of
 
 Ids = NDArray[np.int64]
 NAMES = ("anchor", "positive")
@@ -36,7 +37,10 @@ class PairRows:
         if not Path(path).is_file():
             raise DataError(f"{path}: no such file; data.pairs names files of labelled pairs")
         self.names, self.row_length = [path], row_length
-        self._records, self._where = read(Path(path))
+        try:
+            self._records, self._where = read(Path(path))
+        except OSError as error:
+            raise DataError(f"{path}: {error.strerror}; data.pairs names files of labelled pairs") from error
         self.count_K = np.array([len(self._records)])
         if not len(self._records):
             raise DataError(f"{path}: has no pairs")
@@ -73,8 +77,10 @@ class PairRows:
 def _pair(record: dict[str, Any]) -> Pair:
     """Raises ValueError for a record that is no pair."""
     for name in NAMES:
-        if not isinstance(record.get(name), str) or not record[name].strip():
-            raise ValueError(f"{name!r} is {record.get(name)!r}; give a text that is not empty")
+        if name not in record:
+            raise ValueError(_lacks(name, record))
+        if not isinstance(record[name], str) or not record[name].strip():
+            raise ValueError(f"{name!r} is {record[name]!r}; give a text that is not empty")
     negatives: list[str] = []
     for name, value in record.items():
         if name.startswith("negative") and value is not None:
@@ -85,8 +91,12 @@ def _pair(record: dict[str, Any]) -> Pair:
     return Pair(record[NAMES[0]], record[NAMES[1]], tuple(negatives))
 
 
+def _lacks(name: str, names: Iterable[str]) -> str:
+    return f"no {name!r}; there are {', '.join(map(repr, names))}: name the texts of a pair {' and '.join(map(repr, NAMES))}"
+
+
 class _Lines(Sequence[dict[str, Any]]):
-    """Lines of a file that are not empty, each found and parsed when it is asked for."""
+    """Lines of a file that are not blank, each found and parsed when it is asked for."""
 
     def __init__(self, path: Path, parse: Callable[[str], dict[str, Any]]) -> None:
         self._bytes = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
@@ -94,21 +104,23 @@ class _Lines(Sequence[dict[str, Any]]):
         ends = np.concatenate([*_line_ends(self._bytes), [len(self._bytes)]]).astype(np.int64)
         starts = np.concatenate([[0], ends[:-1] + 1])
         written = np.flatnonzero(ends > starts)
-        only_return = (self._bytes[starts[written]] == ord("\r")) & (ends[written] == starts[written] + 1)
-        self.numbers = written[~only_return] + 1
-        """Of the lines in the file, from 1."""
         self._starts, self._ends = starts, ends
+        may_be_blank = written[np.isin(self._bytes[starts[written]], list(b" \t\r"))].tolist()
+        blank = [line for line in may_be_blank if not self._line(line).strip()]
+        self.numbers = written[~np.isin(written, blank)] + 1
+        """Of the lines in the file, from 1."""
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def __getitem__(self, number: Any) -> Any:
-        line = self.numbers[number] - 1
-        content = self._bytes[self._starts[line] : self._ends[line]].tobytes()
         try:
-            return self._parse(content.decode("utf-8-sig").rstrip("\r"))
+            return self._parse(self._line(self.numbers[number] - 1).decode("utf-8-sig").rstrip("\r"))
         except UnicodeDecodeError as error:
-            raise ValueError("not UTF-8; convert the file") from error
+            raise ValueError("not UTF-8 text: save the file as UTF-8") from error
+
+    def _line(self, line: int) -> bytes:
+        return self._bytes[self._starts[line] : self._ends[line]].tobytes()
 
 
 def _line_ends(content: NDArray[np.uint8]) -> Iterator[Ids]:
@@ -125,6 +137,8 @@ class _Columns(Sequence[dict[str, Any]]):
 
         try:
             names = pyarrow.parquet.read_schema(path).names
+            if missing := [name for name in NAMES if name not in names]:
+                raise DataError(f"{path}: {_lacks(missing[0], names)}")
             wanted = [name for name in names if name in NAMES or name.startswith("negative")]
             self._table = pyarrow.parquet.read_table(path, columns=wanted).combine_chunks()
         except (pyarrow.ArrowException, OSError) as error:
@@ -142,29 +156,20 @@ Records = tuple[Sequence[dict[str, Any]], Callable[[int], str]]
 
 
 def _read_jsonl(path: Path) -> Records:
-    lines = _Lines(path, _json_record)
+    lines = _Lines(path, fields_of)
     return lines, lambda number: str(lines.numbers[number])
 
 
 def _read_tsv(path: Path) -> Records:
     lines = _Lines(path, _tsv_record)
-    if len(lines) and all(lines[0].get(name) == name for name in NAMES):  # a header
-        lines.numbers = lines.numbers[1:]
+    with suppress(ValueError):  # a first line that is no pair is found with all others
+        if len(lines) and all(lines[0][name] == name for name in NAMES):  # a header
+            lines.numbers = lines.numbers[1:]
     return lines, lambda number: str(lines.numbers[number])
 
 
 def _read_parquet(path: Path) -> Records:
     return _Columns(path), lambda number: f"row {number + 1}"
-
-
-def _json_record(line: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"a JSON {type(record).__name__}, not an object with {' and '.join(map(repr, NAMES))}")
-    return record
 
 
 def _tsv_record(line: str) -> dict[str, Any]:

@@ -1,15 +1,29 @@
-"""The text and the id of a JSON record."""
+"""JSON records: lines into fields, and the text and the id among these."""
 
 import json
+import re
 from typing import Any
 
+HALF = re.compile("[\ud800-\udfff]")
+"""Half of a surrogate pair: JSON can spell it, UTF-8 and tokenizers cannot."""
 
-def parsed(line: bytes) -> Any:
+
+def fields_of(line: str) -> dict[str, Any]:
+    """The object in one line. Raises ValueError that says what is wrong and where in the line."""
+    record = parsed(line)
+    if not isinstance(record, dict):
+        raise ValueError(f"a JSON {type(record).__name__}, not an object with fields")
+    if "\\ud" in line.lower() and (half := HALF.search(json.dumps(record, ensure_ascii=False))):
+        raise ValueError(f"holds {half[0]!r}, half of a character (a surrogate), which is no text: take it out")
+    return record
+
+
+def parsed(line: str | bytes) -> Any:
     """Parse one line. Raises ValueError that says what is wrong and where in the line."""
     try:
         return json.loads(line)
     except json.JSONDecodeError as error:
-        raise ValueError(f"malformed JSON ({error.msg} at column {error.colno})") from error
+        raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from error
     except RecursionError as error:
         raise ValueError("JSON nested too deep") from error
 

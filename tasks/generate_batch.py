@@ -15,6 +15,7 @@ from config import ConfigError, DataError
 from data.example_files import text_lines
 from data.files import write_atomically
 from data.prompt import Prompt, encode_prompt
+from data.records import fields_of
 from data.tokenizer import Tokenizer
 from engine.sample import fill_masks
 from model.beam import beam_search
@@ -92,10 +93,10 @@ def read(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
             yield {"prompt": line}, line
             continue
         try:
-            fields = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{number}: malformed JSON ({error.msg} at column {error.colno})") from None
-        if not isinstance(fields, dict) or not isinstance(fields.get("prompt"), str):
+            fields = fields_of(line)
+        except ValueError as error:
+            raise DataError(f"{path}:{number}: {error}") from None
+        if not isinstance(fields.get("prompt"), str):
             raise DataError(
                 f'{path}:{number}: no text "prompt"; a line is {{"prompt": "Once upon"}}, with other fields as you like'
             )

@@ -13,7 +13,7 @@ import data.documents
 import data.sources
 from config import DataError
 from data.clean import clean, document_hash, is_valid
-from data.documents import Document, ReadOptions, read
+from data.documents import Document, ReadOptions, read, read_all
 from data.sources import plan
 from data.stdlib import docstrings, python_files, topics
 
@@ -92,7 +92,7 @@ def test_a_packed_file_cut_short_is_an_error_not_a_short_corpus(tmp_path, pack):
 def test_a_bad_line_is_named_by_its_number_in_the_whole_file(tmp_path, small_units):
     path = tmp_path / "a.jsonl"
     path.write_bytes(jsonl(*({"text": f"{i}"} for i in range(30))) + b'{"text": oops}\n' + jsonl({"text": "last"}))
-    with pytest.raises(DataError, match=r"a\.jsonl:31: malformed JSON \(Expecting value at column 10\).*--skip-bad"):
+    with pytest.raises(DataError, match=r"a\.jsonl:31: not JSON \(Expecting value at column 10\).*--skip-bad"):
         texts(path)
     assert texts(path, skip_bad_lines=True)[-2:] == ["<malformed line>", "last"]
 
@@ -109,6 +109,14 @@ def test_a_record_without_text_names_the_fields_there_are(tmp_path, record, mess
     (tmp_path / "a.jsonl").write_bytes(jsonl(record))
     with pytest.raises(DataError, match=message):
         texts(tmp_path / "a.jsonl")
+
+
+def test_half_a_character_is_left_out_of_a_corpus_and_named_where_each_text_counts(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(jsonl({"text": "whole"}, {"text": "cut \ud83d"}))
+    assert clean(texts(tmp_path / "a.jsonl")[1]) == "cut "
+    (source,) = plan([str(tmp_path / "a.jsonl")], ReadOptions())
+    with pytest.raises(DataError, match=r"a\.jsonl: text 1 \(counted from 0\) is cut within a character"):
+        list(read_all(source.units, ReadOptions()))
 
 
 def test_a_json_null_is_an_empty_document(tmp_path):

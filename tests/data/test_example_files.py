@@ -1,5 +1,6 @@
 """Formats of labelled examples: what is read of good files, and what is said of bad ones, with file and line."""
 
+import os
 import re
 from pathlib import Path
 
@@ -24,12 +25,13 @@ def fields(path: str) -> list[dict]:
 
 
 def test_quotes_newlines_and_a_byte_order_mark_of_csv(tmp_path):
-    path = write(tmp_path / "a.csv", '\ufefftext,label\r\n"He said ""no"", twice,\nand left",a\r\n\r\nplain,b\r\n')
+    path = write(tmp_path / "A.CSV", '\ufefftext,label\r\n"He said ""no"", twice,\nand left",a\r\n\r\nplain,b\r\n')
     assert fields(path) == [
         {"text": 'He said "no", twice,\nand left', "label": "a"},
         {"text": "plain", "label": "b"},
     ]
     assert places(path) == [":2", ":5"], "a record is where it begins"
+    assert fields(write(tmp_path / "b.csv", "\r\ntext,label\r\na,b")) == [{"text": "a", "label": "b"}]
 
 
 def test_quotes_of_tsv_are_those_of_a_table_or_ordinary_characters(tmp_path):
@@ -37,6 +39,8 @@ def test_quotes_of_tsv_are_those_of_a_table_or_ordinary_characters(tmp_path):
     assert [record["text"] for record in fields(quoted)] == ["two\nlines, a\ttab", 'a "word"']
     plain = write(tmp_path / "b.tsv", 'text\tlabel\n"Stop" he said\tx\n5" long\ty\n"\tz\n')
     assert [record["text"] for record in fields(plain)] == ['"Stop" he said', '5" long', '"']
+    opened = write(tmp_path / "c.tsv", 'text\tlabel\n"Stop, he said\tx\nand left"\ty\n')
+    assert [record["text"] for record in fields(opened)] == ['"Stop, he said', 'and left"'], "no line is lost"
 
 
 def test_conll_2003_has_its_word_first_and_its_tag_last(tmp_path):
@@ -77,7 +81,10 @@ def test_folders_of_datasets_have_labels_by_name(tmp_path):
         ("a.csv", "text,text\na,x\n", "a.csv:1: the header names a column twice"),
         ("a.tsv", "text\tlabel\na\tx\nb\n", "a.tsv:3: 1 columns, but the header has 2"),
         ("a.jsonl", '{"text": "a"}\n{"text": \n', "a.jsonl:2: not JSON"),
-        ("a.jsonl", '{"text": "a"}\n["b"]\n', "a.jsonl:2: expected an object with fields"),
+        ("a.jsonl", '{"text": "a"}\n["b"]\n', "a.jsonl:2: a JSON list, not an object with fields"),
+        ("a.jsonl", '{"text": "a \\ud83d b"}\n', "a.jsonl:1: holds '\\ud83d', half of a character"),
+        ("a.jsonl", "[" * 100_000, "a.jsonl:1: JSON nested too deep"),
+        ("a.csv", "\n\ntext,text\na,x\n", "a.csv:3: the header names a column twice"),
         ("a.parquet", "", "a.parquet: examples are read from .jsonl, .csv, .tsv"),
     ],
 )  # fmt: skip
@@ -89,8 +96,16 @@ def test_bad_lines_are_named(tmp_path, name, text, message):
 
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.conll"])
 def test_text_that_is_not_utf_8_is_named(tmp_path, name):
-    path = write(tmp_path / name, "text,label\ncafé,x\n", encoding="latin-1")
-    with pytest.raises(DataError, match=r"not UTF-8 text .* at byte 14.*: save it as UTF-8"):
+    line = '{"text": "tea", "label": "x"}\n' if name == "a.jsonl" else "tea,x\n" if name == "a.csv" else "tea\tx\n"
+    path = write(tmp_path / name, 5000 * line + line.replace("tea", "café"), encoding="latin-1")
+    with pytest.raises(DataError, match=rf"{name}:5001: not UTF-8 text: save the file as UTF-8"):
+        fields(path)
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.csv", "text,label\n")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(DataError, match=r"a\.csv: Permission denied; it holds labelled examples"):
         fields(path)
 
 

@@ -35,7 +35,7 @@ def files(tmp_path) -> dict[str, str]:
     flat = [[line["anchor"], line["positive"], *line["negatives"]] for line in LINES]
     rows = ["\t".join(cells) for cells in flat]
     (tmp_path / "pairs.tsv").write_text("\n".join(rows))
-    (tmp_path / "header.tsv").write_text("\r\n".join(["anchor\tpositive\tnegative", "", *rows, ""]))
+    (tmp_path / "header.tsv").write_text("\r\n".join(["anchor\tpositive\tnegative", "", " \t", *rows, " "]))
     table = pyarrow.table({name: [line[name] for line in LINES] for name in LINES[0]})
     pyarrow.parquet.write_table(table, tmp_path / "pairs.parquet", row_group_size=7)
     names = ["anchor", "positive", "negative", "negative_2", "negative_3"]
@@ -84,7 +84,7 @@ def test_every_format_holds_the_same_pairs(files):
     for name, path in files.items():
         rows = PairRows(path, 1)
         assert [tuple(rows[number]) for number in range(rows.count_K[0])] == expected, name
-    assert PairRows(files["header"], 1).describe(0, 0).endswith("header.tsv:3")
+    assert PairRows(files["header"], 1).describe(0, 0).endswith("header.tsv:4")
 
 
 def test_ranks_micro_batches_and_cursors_only_slice(files):
@@ -144,10 +144,14 @@ def test_validation_counts_each_pair_once_on_any_number_of_ranks(files, world_si
 PAIR = '{"anchor": "a", "positive": "b", "negative": ["c", "d"]}\n'
 WRONG = [
     ("p.jsonl", PAIR + "{oops}\n", "p.jsonl:2: not JSON"),
-    ("p.jsonl", PAIR + "\n[1]\n", "p.jsonl:3: a JSON list, not an object with 'anchor' and 'positive'"),
-    ("p.jsonl", PAIR + '{"anchor": "a"}\n', "p.jsonl:2: 'positive' is None; give a text that is not empty"),
+    ("p.jsonl", PAIR + "\n[1]\n", "p.jsonl:3: a JSON list, not an object with fields"),
+    ("p.jsonl", PAIR + '{"anchor": "a"}\n', "p.jsonl:2: no 'positive'; there are 'anchor': name the texts of a pair"),
+    ("p.jsonl", '{"anchor": "a", "positive": null}\n', "p.jsonl:1: 'positive' is None; give a text that is not empty"),
+    ("p.jsonl", '{"anchor": "a", "positive": "b \\ud83d"}\n', "p.jsonl:1: holds '\\ud83d', half of a character"),
+    ("p.jsonl", "[" * 100_000, "p.jsonl:1: JSON nested too deep"),
     ("p.jsonl", '{"anchor": " ", "positive": "b"}\n', "p.jsonl:1: 'anchor' is ' '; give a text"),
     ("p.jsonl", '{"anchor": "a", "positive": "b", "negative": 3}\n', "p.jsonl:1: a hard negative is 3; give a text"),
+    ("p.tsv", "a\n", "p.tsv:1: 1 column; give anchor, positive"),
     ("p.tsv", "a\tb\tc\td\na\n", "p.tsv:2: 1 column; give anchor, positive and any hard negatives between tabs"),
     (
         "p.jsonl",
@@ -172,5 +176,19 @@ def test_a_missing_file_and_another_encoding_have_their_messages(tmp_path):
     with pytest.raises(DataError, match=r"none.jsonl: no such file; data.pairs names"):
         PairRows(str(tmp_path / "none.jsonl"), 1)
     (tmp_path / "latin.tsv").write_bytes("a\tb\ncaf\xe9\tb\n".encode("latin-1"))
-    with pytest.raises(DataError, match=r"latin.tsv:2: not UTF-8"):
+    with pytest.raises(DataError, match=r"latin.tsv:2: not UTF-8 text: save"):
         PairRows(str(tmp_path / "latin.tsv"), 1)
+    pyarrow.parquet.write_table(pyarrow.table({"query": ["a"], "positive": ["b"]}), tmp_path / "other.parquet")
+    with pytest.raises(DataError, match=r"other.parquet: no 'anchor'; there are 'query', 'positive': name"):
+        PairRows(str(tmp_path / "other.parquet"), 1)
+
+
+def test_a_file_that_may_not_be_read_has_its_message(tmp_path, monkeypatch):
+    (tmp_path / "a.tsv").write_text("a\tb\n")
+
+    def forbidden(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(np, "memmap", forbidden)
+    with pytest.raises(DataError, match=r"a.tsv: Permission denied; data.pairs names"):
+        PairRows(str(tmp_path / "a.tsv"), 1)

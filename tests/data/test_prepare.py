@@ -133,7 +133,7 @@ def test_a_mistake_found_by_a_worker_process_arrives_whole(corpus, tmp_path, mon
     monkeypatch.setattr(data.workers, "WORTH_A_WORKER", 1)
     with open(corpus / "2.jsonl", "a") as file:
         file.write("oops\n")
-    with pytest.raises(DataError, match=r"2\.jsonl:61: malformed JSON \(Expecting value at column 1\)"):
+    with pytest.raises(DataError, match=r"2\.jsonl:61: not JSON \(Expecting value at column 1\)"):
         run(corpus, out=tmp_path / "out", workers=2)
     assert not list((tmp_path / "out" / ".partial").glob("*.tmp"))
     manifest, _ = run(corpus, out=tmp_path / "out", read=ReadOptions(skip_bad_lines=True), overwrite=True)

@@ -274,7 +274,9 @@ def test_an_end_token_of_the_vocabulary_is_used_and_a_missing_one_added(tmp_path
 def test_the_settings_beside_a_tokenizer_say_what_ends_a_text(tmp_path):
     """As transformers writes them of BERT, whose vocabulary has none of the usual names."""
     pieces = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]", "a"]
-    model = tokenizers.Tokenizer(tokenizers.models.WordPiece(dict(zip(pieces, range(6), strict=True)), unk_token="[UNK]"))
+    model = tokenizers.Tokenizer(
+        tokenizers.models.WordPiece(dict(zip(pieces, range(6), strict=True)), unk_token="[UNK]")
+    )
     path = tmp_path / "tokenizer.json"
     model.save(str(path))
     with pytest.raises(DataError, match=r"tokenizer\.json: has no end-of-document token"):

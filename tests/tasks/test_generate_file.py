@@ -115,7 +115,7 @@ def test_an_encoder_decoder_searches_with_beams(tmp_path):
     ("content", "message"),
     [
         ('{"prompt": "a"}\n{"text": "b"}\n', r'prompts\.jsonl:2: no text "prompt"'),
-        ('{"prompt": "a"}\n{"prompt": \n', r"prompts\.jsonl:2: malformed JSON"),
+        ('{"prompt": "a"}\n{"prompt": \n', r"prompts\.jsonl:2: not JSON"),
         (json.dumps({"prompt": "long " * 20}), r"prompts\.jsonl:1: 101 tokens, more than the model's 64"),
     ],
 )
