@@ -4,8 +4,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from config.adapter_schema import AdaLoRA, AdapterConfig, LowRank
+from config.contrastive_schema import Similarity
 from config.errors import ConfigError
 from config.load import load_recipe
+from config.objective_schema import ObjectiveConfig
 from config.rendezvous import world_size
 from config.schema import RunConfig
 from config.transformer_schema import TransformerConfig
@@ -39,13 +42,12 @@ def patient(config: RunConfig) -> RunConfig:
 
 def debug_recipe(recipe: str, overrides: list[str], terminal: int, environ: Mapping[str, str]) -> RunConfig:
     """A recipe shrunk to two blocks, short rows and a few eager fp32 steps; its architecture stays. A model that starts from
-    another one's weights, and the rows of labelled examples, keep their size. Overrides of the command line win over what
-    is shrunk.
+    another one's weights, and the rows of labelled examples, keep their size. What depends on sizes (an adapter's rank,
+    the dimensions of vectors) shrinks with them. Overrides of the command line win over what is shrunk.
 
     Raises ConfigError as loading a recipe does.
     """
-    short = ["schedule.warmup_steps=0", f"schedule.steps={STEPS}"]
-    short += [f"monitor.{what}_steps=[]" for what in ("statistics", "profile", "memory")]
+    short = ["schedule.warmup_steps=0", *(f"monitor.{what}_steps=[]" for what in ("statistics", "profile", "memory"))]
     config = load_recipe(recipe, short + overrides)
     settings = debug_settings(config, terminal, world_size(environ))
     small = [
@@ -56,16 +58,19 @@ def debug_recipe(recipe: str, overrides: list[str], terminal: int, environ: Mapp
 
 
 def debug_settings(config: RunConfig, terminal: int, ranks: int) -> dict[str, dict[str, Any]]:
-    steps, rows_are_given = config.schedule.steps, config.data.examples or config.data.pairs
+    steps, rows_are_given = min(config.schedule.steps, STEPS), config.data.examples or config.data.pairs
+    shape = {} if config.run.start_from else _small_shape(config.model)
     return {
         "run": {"resume": "replace"},
         "data": {
             "row_length": config.data.row_length if rows_are_given else min(config.data.row_length, 64),
             "prefetch_steps": 0,
         },
-        "model": {} if config.run.start_from else _small_shape(config.model),
+        "model": shape,
+        "objective": _small_vectors(config.objective, shape.get("hidden_size", config.model.hidden_size)),
+        "adapter": _small_adapter(config.adapter),
         "batch": {"global_batch_size": 4 * ranks, "micro_batch_size": 2, "ramp": []},
-        "schedule": {"warmup_steps": min(2, steps)},
+        "schedule": {"steps": steps, "warmup_steps": min(2, steps)},
         "engine": {
             "precision": "fp32",
             "compile": "off",
@@ -83,6 +88,27 @@ def debug_settings(config: RunConfig, terminal: int, ranks: int) -> dict[str, di
             "inspect_ranks": [terminal],
         },
     }
+
+
+def _small_vectors(objective: ObjectiveConfig, width: int) -> dict[str, list]:
+    """The dimensions that vectors of a width have, with their weights."""
+    if not isinstance(objective, Similarity):
+        return {}
+    kept = [number for number, dimension in enumerate(objective.dimensions) if dimension <= width]
+    return {
+        "dimensions": [objective.dimensions[number] for number in kept],
+        "dimension_weights": [objective.dimension_weights[number] for number in kept if objective.dimension_weights],
+    }
+
+
+def _small_adapter(adapter: AdapterConfig) -> dict[str, int]:
+    """Ranks that fit into the narrowest matrices; AdaLoRA's are taken away from the first step to the last."""
+    if not isinstance(adapter, LowRank):
+        return {}
+    small = {"rank": min(adapter.rank, 8)}
+    if isinstance(adapter, AdaLoRA):
+        small |= {"target_rank": min(adapter.target_rank, 4), "initial_steps": 0, "final_steps": 0}
+    return small
 
 
 def _small_shape(model: TransformerConfig) -> dict[str, int]:
