@@ -46,8 +46,8 @@ class ParameterCounts:
 
 
 def count_parameters(model: TransformerConfig, objective: ObjectiveConfig | None = None) -> ParameterCounts:
-    """By formula, with the head that the objective puts in place of the language model's, if any. Linear layers carry biases if `bias` is set, a LayerNorm does too; QK-norms are RMSNorms of one head's
-    size."""
+    """By formula, with the head that the objective puts in place of the language model's, if any. Linear layers carry
+    biases if `bias` is set, a LayerNorm does too; QK-norms are RMSNorms of one head's size."""
     width, decoder_layers = model.hidden_size, model.decoder_layers if isinstance(model, T5Config) else 0
     layers, norm = model.num_layers + decoder_layers, _norm(model)
     attention, ffn = _attention_parameters(model), _ffn_parameters(model)

@@ -86,7 +86,10 @@ def _zero_problems(values: dict[str, Any]) -> list[str]:
     problems = []
     for what, lowest in (("optimizer", 1), ("param", 3)):
         offload = zero.get(f"offload_{what}") or {}
-        device = offload.get("device", "none") if isinstance(offload, dict) else offload
+        if not isinstance(offload, dict):
+            problems.append(f'zero_optimization.offload_{what} must be {{"device": …}}, not {json.dumps(offload)}')
+            continue
+        device = offload.get("device", "none")
         if device not in ("none", "cpu"):
             why = "; what is swapped to nvme cannot be saved" if device == "nvme" else ""
             problems.append(f'zero_optimization.offload_{what}.device must be "none" or "cpu", not {device!r}{why}')

@@ -92,8 +92,10 @@ def deepspeed_json(
     for key in GPU_ONLY:
         if _get(values, key) == "auto":
             _put(values, key, device.kind == "gpu")
-    problems += limits(config, derived, values["zero_optimization"], device)
-    problems += [f'{key} is "auto", but nothing in a recipe decides it: write a value' for key in _autos(values)]
+    if autos := _autos(values):
+        problems += [f'{key} is "auto", but nothing in a recipe decides it: write a value' for key in autos]
+    else:
+        problems += limits(config, derived, values["zero_optimization"], device)
     if problems:
         raise ConfigError("\n".join(f"{ds_config.path}: {problem}" for problem in problems))
     if precision == "bf16" and derived.accumulation_steps > 1:

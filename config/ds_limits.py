@@ -13,7 +13,7 @@ def limits(config: RunConfig, derived: Derived, zero: dict[str, Any], device: De
     """What is wrong with `zero_optimization`, one message each."""
     problems = []
     quantized = [f"zero_optimization.{name}" for name in QUANTIZED if zero.get(name)]
-    size = int(zero.get("zero_hpz_partition_size", 1))
+    size = int(zero.get("zero_hpz_partition_size") or 1)
     plus = quantized + ["zero_optimization.zero_hpz_partition_size"] * (size > 1)
     if plus and zero["stage"] < 3:
         problems.append(f"{plus[0]} needs stage 3, not stage {zero['stage']}: it is about sharded weights")

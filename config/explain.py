@@ -24,7 +24,6 @@ EXPECTED: dict[str, Words] = {
     "less_than": lambda c: f"must be less than {c['lt']:g}",
     "less_than_equal": lambda c: f"must be at most {c['le']:g}",
     "literal_error": lambda c: f"expected {c['expected']}".replace("'", ""),
-    "union_tag_invalid": lambda c: f"expected {c['discriminator']} {c['expected_tags']}".replace("'", ""),
 }
 
 
@@ -37,7 +36,7 @@ def explain(
     """
     problems: list[Problem] = []
     misspelt: set[KeyPath] = set()
-    for error in errors.errors(include_url=False):
+    for error in map(_at_its_tag, errors.errors(include_url=False)):
         path, parents = resolve(schema, error["loc"])
         if error["type"] == "extra_forbidden":
             close = get_close_matches(str(path[-1]), field_names(parents), 1)
@@ -58,6 +57,19 @@ def explain(
         if error["type"] == "missing" and path not in misspelt:
             problems.append(_problem(document, path, _missing(path, parents)))
     return problems
+
+
+def _at_its_tag(error: Any) -> Any:
+    """A section whose tag names none (a model's family) is wrong where the tag stands."""
+    if error["type"] != "union_tag_invalid":
+        return error
+    tag = error["ctx"]["discriminator"].strip("'")
+    found = {
+        "loc": (*error["loc"], tag),
+        "input": error["input"][tag],
+        "ctx": {"expected": error["ctx"]["expected_tags"]},
+    }
+    return {**error, **found, "type": "literal_error"}
 
 
 def _has_wrong_entries(errors: ValidationError, location: tuple[int | str, ...]) -> bool:

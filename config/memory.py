@@ -9,6 +9,7 @@ from typing import Any
 
 from config.activations import Activations
 from config.block_memory import FP32, Arithmetic
+from config.compiling import choose_compile
 from config.derive import Derived
 from config.device import DeviceInfo
 from config.schema import RunConfig
@@ -52,7 +53,7 @@ def estimate_memory(
     kind = "gpu" if device is None else device.kind
     states = States(config, derived, ds_json)
     if compiled is None:
-        compiled = _compiles(config, states.stage, kind)
+        compiled = _compiles(config, derived, states.stage, kind)
     product = 2 if states.computes_low else FP32
     activations = Activations(config, Arithmetic(product, states.number, kind == "gpu", compiled))
     resident, host = _resident(states, kind)
@@ -64,12 +65,12 @@ def estimate_memory(
     return Memory({name: size for name, size in parts.items() if size}, host, moment)
 
 
-def _compiles(config: RunConfig, stage: int, kind: str) -> bool:
-    """What engine/device.py decides on a GPU; on a CPU the choice depends on the run's length, and off needs more."""
-    if config.engine.compile != "auto":
+def _compiles(config: RunConfig, derived: Derived, stage: int, kind: str) -> bool:
+    """As runs choose on a GPU. On a CPU their choice depends on the run's length, and off needs more."""
+    if kind == "cpu":
         return config.engine.compile == "on"
-    whole_graphs = config.engine.tensor_parallel == 1 and config.engine.activation_checkpointing != "selective"
-    return kind == "gpu" and stage < 3 and whole_graphs
+    gpu = DeviceInfo("gpu", "a GPU", fast_bf16=True, fp16=True)
+    return choose_compile(config, derived, "bf16_autocast", gpu, stage).value
 
 
 def _resident(states: States, kind: str) -> tuple[Parts, Parts]:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from config.contrastive_schema import ContrastivePairs, PairsSection, Similarity
 from config.objective_schema import OBJECTIVES, CausalLM, MaskedLM, row_shape
-from config.supervised_schema import Instruction, Regression, Supervised, TokenClassification
+from config.supervised_schema import ExamplesSection, Instruction, Regression, Supervised, TokenClassification
 
 if TYPE_CHECKING:
     from config.schema import RunConfig
@@ -25,7 +25,7 @@ def fill_objective(values: Any) -> Any:
         return values
     model, objective = values.get("model"), values.get("objective") or {}
     family = model.get("family", "gpt") if isinstance(model, dict) else getattr(model, "family", "gpt")
-    if isinstance(objective, dict) and family in OBJECTIVES:
+    if isinstance(objective, dict) and isinstance(family, str) and family in OBJECTIVES:
         values = {**values, "objective": {"name": OBJECTIVES[family][0], **objective}}
     if isinstance(model, dict) and family == "bert":
         pairs = objective.get("pairs") if isinstance(objective, dict) else getattr(objective, "pairs", None)
@@ -68,15 +68,6 @@ def _check_vectors(config: "RunConfig", objective: Similarity) -> None:
         )
 
 
-def _check_pairs(config: "RunConfig", pairs: PairsSection) -> None:
-    if not (pairs.tokenizer or config.run.start_from):
-        raise ValueError(
-            "data.pairs.tokenizer is needed: name a tokenizer.json, or a model in run.start_from that brings its own"
-        )
-    if config.validation.every_steps and not pairs.valid:
-        raise ValueError("data.pairs.valid is needed to validate: give a file, or set validation.every_steps to 0")
-
-
 def _check_source(config: "RunConfig") -> None:
     """Labelled examples or pairs for the objectives that learn from them, prepared corpora for the others."""
     objective, data = config.objective, config.data
@@ -84,12 +75,19 @@ def _check_source(config: "RunConfig") -> None:
     wanted = "examples" if isinstance(objective, Supervised) else wanted
     others = [name for name in ("datasets", "examples", "pairs") if name != wanted and getattr(data, name)]
     if others or not getattr(data, wanted):
+        leave = f", and leave data.{others[0]} out" if others else ""
+        raise ValueError(f"data.{wanted} is what objective.name {objective.name} learns from: give it{leave}")
+    if labelled := data.examples or data.pairs:
+        _check_labelled(config, wanted, labelled)
+
+
+def _check_labelled(config: "RunConfig", name: str, labelled: ExamplesSection | PairsSection) -> None:
+    if not (labelled.tokenizer or config.run.start_from):
         raise ValueError(
-            f"data.{wanted} is what objective.name {objective.name} learns from: give it, and leave data."
-            f"{others[0] if others else 'examples' if wanted == 'datasets' else 'datasets'} out"
+            f"data.{name}.tokenizer is needed: name a tokenizer.json, or a model in run.start_from that brings its own"
         )
-    if data.pairs:
-        _check_pairs(config, data.pairs)
+    if config.validation.every_steps and not labelled.valid:
+        raise ValueError(f"data.{name}.valid is needed to validate: give a file, or set validation.every_steps to 0")
 
 
 def _check_examples(config: "RunConfig") -> None:
@@ -100,12 +98,6 @@ def _check_examples(config: "RunConfig") -> None:
                 f"validation.metric {config.validation.metric}: objective.name {objective.name} reports loss alone: leave it out"
             )
         return
-    if not (data.examples.tokenizer or config.run.start_from):
-        raise ValueError(
-            "data.examples.tokenizer is needed: name a tokenizer.json, or a model in run.start_from that brings its own"
-        )
-    if config.validation.every_steps and not data.examples.valid:
-        raise ValueError("data.examples.valid is needed to validate: give a file, or set validation.every_steps to 0")
     if data.examples.pair and not isinstance(objective, Regression) and objective.name != "classification":
         raise ValueError(f"data.examples.pair: objective.name {objective.name} reads one text: leave it out")
     if data.examples.messages and objective.name != "instruction":

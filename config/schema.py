@@ -58,6 +58,12 @@ class MixturePhase(Section):
     weights: Annotated[tuple[NonNegativeFloat, ...], Field(strict=False)]
     """One weight for each dataset, in the order of `datasets`."""
 
+    @model_validator(mode="after")
+    def _check_weights(self) -> "MixturePhase":
+        if not any(self.weights):
+            raise ValueError("weights are all 0, so that there is nothing to read: give a dataset a share")
+        return self
+
 
 class DataSection(Section):
     """What the model reads."""
@@ -84,6 +90,16 @@ class DataSection(Section):
     the one before it."""
     prefetch_steps: NonNegativeInt = 4
     """Global batches prepared ahead by a background thread; 0 reads in the foreground."""
+
+    @model_validator(mode="after")
+    def _check_schedule(self) -> "DataSection":
+        for before, after in pairwise(self.mixture_schedule):
+            if before.from_tokens >= after.from_tokens:
+                raise ValueError(
+                    f"mixture_schedule follows the run, but its from_tokens {before.from_tokens:,} is followed by "
+                    f"{after.from_tokens:,}: order them"
+                )
+        return self
 
 
 class BatchPhase(Section):

@@ -78,7 +78,9 @@ class TransformerConfig(Section):
                 "change one of them or set head_size"
             )
         if self.num_heads % self.kv_heads:
-            raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
+            raise ValueError(
+                f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}: change one of them"
+            )
         if self.position == "rotary" and self.head_width % 2:
             raise ValueError(f"rotary positions need an even head_size, not {self.head_width}")
         return self

@@ -4,6 +4,7 @@ import pytest
 
 from config import RunConfig, compare, load_recipe
 from config.fields import all_settings, sections_in
+from tests.tiny import tiny_config
 
 
 def differences(*overrides: str, before: tuple[str, ...] = ()):
@@ -56,6 +57,19 @@ def test_more_steps_are_harmless_where_the_rate_does_not_depend_on_them():
 def test_another_micro_batch_gives_contrastive_rows_other_negatives():
     (difference,) = differences("batch.micro_batch_size=2", before=("objective.name=contrastive",))
     assert difference.kind == "needs_consent"
+
+
+def test_other_held_out_examples_change_nothing_that_is_learned():
+    def kinds(**examples: str) -> dict[str, str]:
+        files = {"train": "a.jsonl", "valid": "b.jsonl", "tokenizer": "t.json"}
+        one, other = (
+            tiny_config(data={"datasets": (), "examples": {**files, **new}}, objective={"name": "instruction"})
+            for new in ({}, examples)
+        )
+        return {difference.setting: difference.kind for difference in compare(one, other)}
+
+    assert kinds(valid="c.jsonl") == {"data.examples.valid": "harmless"}
+    assert kinds(label="answer") == {"data.examples.label": "needs_consent"}
 
 
 def test_writing_out_a_size_that_was_a_default_is_no_change():

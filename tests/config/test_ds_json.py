@@ -141,6 +141,8 @@ ZERO1 = {"zero_optimization": {"stage": 1}}
         ({"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}, "my.json: zero_optimization.offload_param needs stage 3 or more, not stage 2"),
         ({"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}}, "my.json: zero_optimization.offload_optimizer needs stage 1 or more, not stage 0"),
         ({"zero_optimization": {"stage": 3, "offload_param": {"device": "disk"}}}, "my.json: zero_optimization.offload_param.device must be \"none\" or \"cpu\", not 'disk'"),
+        ({"zero_optimization": {"stage": 2, "offload_optimizer": "cpu"}}, 'my.json: zero_optimization.offload_optimizer must be {"device": …}, not "cpu"'),
+        ({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": "auto"}}, 'my.json: zero_optimization.zero_hpz_partition_size is "auto", but nothing in a recipe decides it: write a value'),
     ],
 )  # fmt: skip
 def test_a_wrong_file_gets_its_message(values, expected):
@@ -161,6 +163,10 @@ def test_what_zero_plus_plus_cannot_do_is_refused(zero, overrides, device, expec
     with pytest.raises(ConfigError) as error:
         filled("fp32", written({"zero_optimization": zero}), *overrides, device=device)
     assert str(error.value) == f"my.json: zero_optimization.{expected}"
+
+
+def test_a_partition_of_0_is_none():
+    assert filled("fp32", written({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 0}}))
 
 
 def test_a_missing_file_names_the_shipped_ones():

@@ -47,7 +47,7 @@ BERT, T5 = ["model.family=bert", "model.preset=modernbert"], ["model.family=t5",
         (["objective.name=masked_lm"], "objective.name masked_lm is not for model.family gpt: set it to causal_lm or"),
         (
             ["objective.name=span_corrupt"],
-            "expected name causal_lm, masked_lm, span_corruption, prefix_lm, contrastive",
+            "expected causal_lm, masked_lm, span_corruption, prefix_lm, contrastive",
         ),
         (["objective.fim_rat=1"], "unknown setting; did you mean fim_rate"),
         (["objective.mask_rate=0.3"], "unknown setting here; mask_rate belongs to objective masked_lm"),
