@@ -24,6 +24,8 @@ def chunks(path: str, advance: Advance, start: int = 0, stop: int | None = None)
                 yield from _plain_chunks(file, advance, start, stop)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path}: damaged or cut short ({error}); copy or download it again") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _plain_chunks(file: io.BufferedReader, advance: Advance, start: int, stop: int | None) -> Iterator[bytes]:

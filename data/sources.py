@@ -85,7 +85,7 @@ def _find(name: str, options: ReadOptions) -> tuple[list[_File], dict[str, int]]
 
 def _walk(folder: Path, options: ReadOptions) -> tuple[list[_File], dict[str, int]]:
     files, skipped, seen = [], Counter[str](), set[tuple[int, int]]()
-    for parent, folders, names in os.walk(folder, followlinks=True):
+    for parent, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
         status = os.stat(parent)
         if (status.st_dev, status.st_ino) in seen:  # links that form a circle, or lead twice to one folder
             skipped["linked folder read already"] += 1
@@ -108,6 +108,12 @@ def _walk(folder: Path, options: ReadOptions) -> tuple[list[_File], dict[str, in
         others = ", ".join(f"{suffix} {count}" for suffix, count in skipped.most_common(5))
         raise DataError(f"{folder}: no file of a known kind in this folder ({others or 'it is empty'})")
     return files, dict(skipped)
+
+
+def _refuse(error: OSError) -> None:
+    raise DataError(
+        f"{error.filename}: cannot be read: {error.strerror}; every folder of a source is, so name others without it"
+    ) from error
 
 
 def _is_prepared(manifest: Path) -> bool:

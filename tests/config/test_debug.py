@@ -20,5 +20,5 @@ def test_what_depends_on_shape_and_length_shrinks_with_them(tmp_path):
     assert (config.model.num_layers, config.model.hidden_size, config.schedule.steps) == (2, 64, STEPS)
     assert (config.objective.dimensions, config.objective.dimension_weights) == ((64, 16), (2, 3))
     assert (config.adapter.rank, config.adapter.target_rank, config.adapter.initial_steps) == (8, 4, 0)
-    typed = debug_recipe(str(tmp_path / "my.yaml"), ["schedule.steps=3", "adapter.rank=6"], 0, {})
-    assert (typed.schedule.steps, typed.adapter.rank, typed.run.name) == (3, 6, "my-debug")
+    typed = debug_recipe(str(tmp_path / "my.yaml"), ["schedule.steps=90", "adapter.rank=30"], 0, {})
+    assert (typed.schedule.steps, typed.adapter.rank, typed.run.name) == (90, 30, "my-debug")

@@ -110,7 +110,7 @@ LONG = "word " * 30
         (recipe("classification"), {"text": "a", "label": ""}, "label is empty: fill it in, or leave the example out"),
         (recipe("classification"), {"text": "a", "label": None}, "label is empty"),
         (recipe("classification"), {"text": " \n", "label": "x"}, "text is empty"),
-        (recipe("classification"), {"words": "a", "label": "x"}, "has no field 'text', only words, label: set data.examples.text, .pair and .label"),
+        (recipe("classification"), {"words": "a", "label": "x"}, "has no field 'text', only words, label: set data.examples.text, .pair, .label (--text"),
         (recipe("classification"), {"text": 5, "label": "x"}, "text is int, not text"),
         (recipe("classification", pair="second"), PAIR, "has no field 'second'"),
         (recipe("classification"), {"text": LONG, "label": "x"}, "150 tokens of text, but data.row_length 48 leaves room for 47: raise it (the model reads up to 64), or set data.examples.truncate=true"),

@@ -1,5 +1,9 @@
 """Folders as sources: nothing that could be read is left out silently."""
 
+import os
+from pathlib import Path
+
+import data.chunks
 from data.__main__ import main
 from data.manifest import Manifest
 
@@ -35,6 +39,29 @@ def test_a_dataset_of_ours_inside_its_source_is_not_read_again(tmp_path):
     (source / "a.txt").write_text("some text")
     first = prepare(source, source / "out")
     assert prepare(source, tmp_path / "second").documents == first.documents == 1
+
+
+def test_a_folder_or_file_that_may_not_be_read_is_named(tmp_path, monkeypatch, capsys):
+    for name in ("open", "closed"):
+        (tmp_path / "source" / name).mkdir(parents=True)
+        (tmp_path / "source" / name / "a.txt").write_text(name)
+
+    def closed(real):
+        def call(path=".", *rest, **named):
+            if Path(path).parts[-2:] in {("source", "closed"), ("open", "a.txt")}:
+                raise PermissionError(13, "Permission denied", str(path))
+            return real(path, *rest, **named)
+
+        return call
+
+    arguments = ["prepare", str(tmp_path / "source"), "--out", str(tmp_path / "out"), "--tokenizer", "bytes"]
+    monkeypatch.setattr(os, "scandir", closed(os.scandir))
+    assert main(arguments) == 2
+    assert f"{tmp_path}/source/closed: cannot be read: Permission denied" in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.setattr(data.chunks, "open", closed(open), raising=False)
+    assert main(arguments) == 2
+    assert f"{tmp_path}/source/open/a.txt: cannot be read: Permission denied" in capsys.readouterr().err
 
 
 def test_linked_folders_are_read_and_circles_end(tmp_path):

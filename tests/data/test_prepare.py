@@ -292,7 +292,7 @@ def test_other_arguments_and_changed_sources_are_refused_by_name(corpus, tmp_pat
 
 def test_an_unfinished_preparation_refuses_other_arguments(corpus, tmp_path):
     (corpus / "9.jsonl").write_text("oops\n")
-    with pytest.raises(DataError, match="malformed"):
+    with pytest.raises(DataError, match="not JSON"):
         run(corpus, out=tmp_path / "out")
     with pytest.raises(
         DataError, match=r"an unfinished preparation with other arguments \(skip_bad_lines False -> True\)"
