@@ -12,6 +12,7 @@ from tasks.dtype import add_dtype
 if TYPE_CHECKING:
     import torch
 
+    from data.manifest import Split
     from tasks.checkpoints import Trained
     from tasks.evaluation.result import Result
 
@@ -29,7 +30,8 @@ BELONGS = {
     ("harness_tasks", "limit", "shots"): ("harness",),
 }
 """Options that say how something is measured, and those that ask for it."""
-TEXT_FIELD, SPLIT, ROWS = "text", "valid", 256
+TEXT_FIELD, ROWS = "text", 256
+SPLIT: "Split" = "valid"
 MANY: dict[str, Any] = {"action": "extend", "nargs": "+", "default": []}
 
 
@@ -147,7 +149,8 @@ def dataset(options: argparse.Namespace, trained: "Trained", device: "torch.devi
     from tasks.evaluation.text import check_writes, held_out_loss, predict, read_dataset
 
     check_writes(trained, "--dataset")
-    split, decodes = options.split or SPLIT, trained.config.family == "gpt"
+    split: Split = options.split or SPLIT
+    decodes = trained.config.family == "gpt"
     if decodes and options.rows is not None:
         raise ConfigError(f"--rows {options.rows}: a decoder reads all of a dataset; leave it out")
     if not decodes and options.stride is not None:

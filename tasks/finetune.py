@@ -88,12 +88,12 @@ def write_recipe(options: argparse.Namespace, path: Path) -> None:
     config, _ = new_recipe(sections, str(path), options.overrides)
     tokenizer, examples = examples_tokenizer(config), config.data.examples
     assert examples is not None
-    tables = [encode_table(file, config, tokenizer) for file in (examples.train, examples.valid)]
-    sections = fit(sections, config, *tables, settings_in(options.overrides), options.epochs or EPOCHS)
+    train, valid = (encode_table(file, config, tokenizer) for file in (examples.train, examples.valid))
+    sections = fit(sections, config, train, valid, settings_in(options.overrides), options.epochs or EPOCHS)
     _, text = new_recipe(sections, str(path), options.overrides)
     keep_or_write(path, f"# {options.task} from {options.model}\n{text}")
     config = load_recipe(str(path))
-    for table in tables:
+    for table in (train, valid):
         keep_table(table, config, tokenizer)
 
 
