@@ -85,7 +85,7 @@ def fit(
         batch = max(1, min(rows, round(BATCH_SIZE * rows / len(train))))
     fits = (size for size in range(1, batch + 1) if batch % size == 0 and size * length <= TOKENS_AT_ONCE)
     epoch = -(-rows // batch)
-    steps = config.schedule.steps if "schedule.steps" in given else epochs * epoch
+    steps = config.schedule.steps if "schedule.steps" in given else -(-epochs * rows // batch)
     fitted: Sections = {
         "data": {"row_length": length},
         "batch": {"global_batch_size": batch, "micro_batch_size": max(fits, default=1)},

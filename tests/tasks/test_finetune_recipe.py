@@ -140,14 +140,15 @@ def test_rows_and_steps_are_those_that_the_examples_need(models, tmp_path):
 
     plain = made("seq2seq", "t5")
     assert plain.data.row_length == 32 and 5 < plain.objective.target_length < 32
-    assert (plain.batch.global_batch_size, plain.schedule.steps, plain.run.name) == (32, 2 * 2, "1")
+    assert (plain.batch.global_batch_size, plain.schedule.steps, plain.run.name) == (32, 3, "1"), "2 x 40 rows"
+    assert plain.validation.every_steps == plain.checkpoint.every_steps == 2
     own = made("seq2seq", "t5", "batch.global_batch_size=4", "batch.micro_batch_size=2")
     assert (own.batch.micro_batch_size, own.schedule.steps) == (2, 2 * 10)
     packed = made("instruction", "gpt")
     assert packed.data.row_length == 128 == packed.model.max_positions
-    assert 1 < packed.batch.global_batch_size < 20 and packed.schedule.steps == 2 * 2
+    assert 1 < packed.batch.global_batch_size < 20 and packed.schedule.steps == 3
     alone = made("instruction", "gpt", "objective.packing=false")
-    assert (alone.batch.global_batch_size, alone.schedule.steps) == (32, 2 * 2)
+    assert (alone.batch.global_batch_size, alone.schedule.steps) == (32, 3)
     rows = packed.batch.global_batch_size * 40 / 32
     # What the recipe would have said by itself, before it knew of packing.
     asked = made("instruction", "gpt", "batch.global_batch_size=32")
