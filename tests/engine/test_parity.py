@@ -1,5 +1,6 @@
 """DeepSpeed's curves against plain torch: another optimiser step, another loss, one process."""
 
+import json
 import math
 
 import pytest
@@ -114,6 +115,19 @@ def test_offload_activation_checkpointing_and_micro_batches_change_nothing():
         {"engine": {"ds_config": "zero1", "kernel": "reference"}},
     ]
     (reference, *curves) = run_ranks(1, train_all, cases, STEPS)[0]
+    for case, curve in zip(cases[1:], curves, strict=True):
+        difference = max(abs(a - b) for pair in zip(curve, reference, strict=True) for a, b in zip(*pair, strict=True))
+        assert difference <= 1e-5, f"{case}: {difference}"
+
+
+def test_what_is_kept_is_kept_beside_weights_that_are_gathered(tmp_path):
+    """Two ranks on which no weight stays gathered, as those of this model would by default."""
+    sharded = tmp_path / "sharded.json"
+    zero = {"stage": 3, "stage3_param_persistence_threshold": 0, "stage3_model_persistence_threshold": 0}
+    sharded.write_text(json.dumps({"train_batch_size": "auto", "zero_optimization": zero}))
+    cases = [{"engine": {"ds_config": "zero0"}}]
+    cases += [{"engine": {"ds_config": str(sharded), "activation_checkpointing": how}} for how in ("none", "selective")]
+    (reference, *curves) = run_ranks(2, train_all, cases, 3)[0]
     for case, curve in zip(cases[1:], curves, strict=True):
         difference = max(abs(a - b) for pair in zip(curve, reference, strict=True) for a, b in zip(*pair, strict=True))
         assert difference <= 1e-5, f"{case}: {difference}"

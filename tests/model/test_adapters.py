@@ -94,3 +94,20 @@ def test_initial_weights_depend_on_the_seed_alone():
     settings = {"name": "lora", "rank": 4}
     (_, one), (_, other) = adapted("gpt", settings), adapted("gpt", settings)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("name", [*LOW_RANK, "houlsby"])
+def test_recomputing_blocks_changes_no_gradient(name, bias):
+    """AdaLoRA's layers write over the product of their frozen matrix."""
+    adapter = {"name": name, **LOW_RANK.get(name, {"bottleneck": 8})}
+    config = tiny_config(model={"num_layers": 1, "bias": bias}, adapter=adapter)
+    gradients = []
+    for recompute in ("none", "selective"):
+        model = build(config.model, activation_checkpointing=recompute).train()
+        init_weights(model, config.model, 3)
+        add_adapter(model, config)
+        disturb(model)
+        model(TOKENS, TOKENS.roll(-1, 1)).total.backward()
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert len(gradients[0]) > 4 and all(map(torch.equal, *gradients))
