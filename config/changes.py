@@ -86,11 +86,9 @@ def _judge(setting: str, old: RunConfig, new: RunConfig) -> tuple[Kind, str]:
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:
-    """Settings by dotted name; sizes that were left to their defaults as if they were written out."""
-    model = config.model
-    sizes = {"num_kv_heads": model.kv_heads, "head_size": model.head_width, "ffn_size": model.ffn_width}
+    """Settings by dotted name; those of the model that were left out as if they were written out."""
     temperature = {"learnable_temperature": getattr(config.objective, "learnable_temperature", False)}
-    return _flat(config.model_dump()) | _flat({"model": sizes, "objective": temperature})
+    return _flat(config.model_dump()) | _flat({"model": config.model.resolved(), "objective": temperature})
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -18,6 +18,8 @@ class T5Config(TransformerConfig):
         "t5_v1_1": dict(norm="rmsnorm", norm_eps=1e-6, activation="geglu_tanh", bias=False, tied_embeddings=False),
     }
 
+    LEFT_OUT: ClassVar[dict[str, str]] = {**TransformerConfig.LEFT_OUT, "num_decoder_layers": "decoder_layers"}
+
     family: Literal["t5"] = "t5"
     """Model family."""
     preset: Literal["t5_v1_1"] = "t5_v1_1"

@@ -16,6 +16,8 @@ class TransformerConfig(Section):
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
     """Architectures by name: values for the fields that a recipe leaves out. The first is the default."""
+    LEFT_OUT: ClassVar[dict[str, str]] = {"num_kv_heads": "kv_heads", "head_size": "head_width", "ffn_size": "ffn_width"}
+    """Settings that may be left out, and the property with the value that they then have."""
 
     family: str
     preset: str
@@ -84,6 +86,10 @@ class TransformerConfig(Section):
         if self.position == "rotary" and self.head_width % 2:
             raise ValueError(f"rotary positions need an even head_size, not {self.head_width}")
         return self
+
+    def resolved(self) -> dict[str, Any]:
+        """All settings by name, those that were left out with the values that they then have."""
+        return self.model_dump() | {name: getattr(self, value) for name, value in self.LEFT_OUT.items()}
 
     @property
     def kv_heads(self) -> int:

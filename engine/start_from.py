@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +24,6 @@ TASK_OUTPUT = "lm_head.output."
 TASK_DENSE, POOLER = "lm_head.dense.", "lm_head.pooler."
 FREE = {"preset", "vocab_size", "dropout", "init_std", "zero_init_outputs", "pooler", "max_positions"}
 """Settings of a model in which it may differ from its source, as far as the shapes of the weights allow."""
-SIZES = {"num_kv_heads": "kv_heads", "head_size": "head_width", "ffn_size": "ffn_width"}
 MENTIONED = 3
 
 
@@ -95,15 +93,11 @@ def check_settings(source: Source, config: TransformerConfig) -> None:
             f"run.start_from {source.path} holds a model of family {source.config.family}, but model.family is "
             f"{config.family}: give a folder with a {config.family} model, or set the model section to the source's"
         )
-    theirs, ours = settings(source.config), settings(config)
+    theirs, ours = source.config.resolved(), config.resolved()
     differing = [name for name in ours if name not in FREE and theirs.get(name) != ours[name]]
     if differing:
         shown = "; ".join(f"model.{name} is {ours[name]}, the source's {theirs.get(name)}" for name in differing)
         raise ConfigError(f"run.start_from {source.path} holds another model: {shown}. Set them to the source's")
-
-
-def settings(config: TransformerConfig) -> dict[str, Any]:
-    return config.model_dump() | {name: getattr(config, size) for name, size in SIZES.items()}
 
 
 def match(source: Source, wanted: dict[str, list[int]]) -> dict[str, str]:

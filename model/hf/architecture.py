@@ -12,12 +12,6 @@ ACTIVATIONS = {
 }  # fmt: skip
 """Theirs and ours; of several names for one, the first is written."""
 
-RESOLVED = {
-    "num_kv_heads": "kv_heads", "head_size": "head_width", "ffn_size": "ffn_width",
-    "num_decoder_layers": "decoder_layers",
-}  # fmt: skip
-"""Settings that may be left out, and the property with the value they then have."""
-
 
 @dataclass(frozen=True)
 class Architecture:
@@ -59,7 +53,8 @@ class Architecture:
 
 
 def resolve(config: TransformerConfig, setting: str) -> Any:
-    return getattr(config, RESOLVED.get(setting, setting))
+    """The setting's value, or the one it has where it was left out."""
+    return getattr(config, config.LEFT_OUT.get(setting, setting))
 
 
 def plain_heads(config: TransformerConfig) -> dict[str, tuple[Any, ...]]:

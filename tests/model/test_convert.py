@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 import model
 from config import CheckpointError, ConfigError
 from model.hf import architecture, from_hf_config, to_hf_config
-from model.hf.architecture import RESOLVED
 from tests.model.tiny import tiny_config, tiny_model
 
 
@@ -165,7 +164,7 @@ class Watched:
         self.config, self.asked = config, set()
 
     def __getattr__(self, name):
-        self.asked |= {name, *(setting for setting, resolved in RESOLVED.items() if resolved == name)}
+        self.asked |= {name, *(setting for setting, value in self.config.LEFT_OUT.items() if value == name)}
         return getattr(self.config, name)
 
 

@@ -13,7 +13,7 @@ from config import CheckpointError, ConfigError
 from data.tokenizer import Tokenizer
 from data.training import open_training
 from engine.runs import run_documents
-from engine.start_from import Source, match, report
+from engine.start_from import Source, check_settings, match, report
 from tests.tasks.hugging_face import BERT, GPT2, LLAMA, MODERNBERT, SIZES, T5, edit, save
 from tests.tasks.starting import started, write_recipe
 from tests.tiny import tiny_config
@@ -135,6 +135,16 @@ def test_a_run_keeps_what_ends_a_text_in_the_model_it_starts_from(tmp_path):
     for name, text in run_documents(config, tokenizer).items():
         (tmp_path / name).write_text(text)
     assert Tokenizer.load(tmp_path / "tokenizer.json").eod_id == tokenizer.eod_id == tokenizer.ids_of(["[SEP]"])[0]
+
+
+def test_a_size_that_is_left_out_is_the_one_written_out():
+    def t5(**settings: int) -> Any:
+        return tiny_config(model={"family": "t5", "num_kv_heads": None, **settings}).model
+
+    source = Source(Path("run"), t5(num_decoder_layers=2, ffn_size=128, head_size=8), {}, lambda *_: torch.empty(0))
+    check_settings(source, t5())
+    with pytest.raises(ConfigError, match=r"model\.num_decoder_layers is 1, the source's 2"):
+        check_settings(source, t5(num_decoder_layers=1))
 
 
 def test_a_head_for_other_labels_begins_anew():
