@@ -124,7 +124,7 @@ def take_steps(
                 if config.validation.is_due(state.step, last):
                     found = engine.validate(held_out)
                     monitor.validation(state.step, found)
-                    state = state.judged(found.value(config.validation.metric))
+                    state = state.judged(found, config.validation.metric)
                     if config.monitor.sample_tokens and config.objective.name in WRITE_TEXT:
                         monitor.sample(state.step, sample_text(engine, tokenizer, state.step))
                 is_best = config.validation.keep_best and state.best_step == state.step

@@ -24,6 +24,7 @@ from config import RunConfig
 from config.errors import CheckpointError
 from data.files import sync
 from engine.dist import World, barrier, first_report, from_main, gather_to_main, together
+from engine.engine import Validation
 from engine.state import FRAGMENTS, engine_facts, fragment_bytes, read_fragments, write_fragments
 
 MANIFEST, STATE, LATEST, BEST = "manifest.json", "state.json", "latest", "best"
@@ -43,16 +44,19 @@ class RunState:
     """Of all validations, what `Validation.value` was lowest; None before the first."""
     best_step: int = 0
     """After which step that was."""
+    metric: str = "loss"
+    """Of what `best` is the value."""
 
     def is_over(self, config: RunConfig) -> bool:
         """Whether all steps are done, or validations have not got better for too long."""
         return self.step >= config.schedule.steps or config.validation.has_lost_patience(self.step, self.best_step)
 
-    def judged(self, value: float) -> "RunState":
-        """The state after a validation."""
-        if self.best is not None and not value < self.best:
+    def judged(self, found: Validation, metric: str) -> "RunState":
+        """The state after a validation. Of another metric than before, it is the best so far."""
+        value = found.value(metric)
+        if self.best is not None and metric == self.metric and not value < self.best:
             return self
-        return replace(self, best=value, best_step=self.step)
+        return replace(self, best=value, best_step=self.step, metric=metric)
 
 
 @record_function("checkpoint")
@@ -67,8 +71,8 @@ def save(
 ) -> Path:
     """Write, verify and commit the checkpoint of `state.step` into `folder`; all ranks call it together.
 
-    The newest `keep_last` stay, and with `keep_best` that of `state.best_step`, too. `documents` are further text files by name. Raises CheckpointError on every rank if any rank fails; earlier
-    checkpoints are untouched then.
+    The newest `keep_last` stay, and with `keep_best` that of `state.best_step`, too. `documents` are further text files by
+    name. Raises CheckpointError on every rank if any rank fails; earlier checkpoints are untouched then.
     """
     final = folder / _name(state.step)
     temporary = folder / f".tmp-{final.name}"
@@ -78,17 +82,16 @@ def save(
     written = together(lambda: _write_share(temporary, engine, world), world)
     files = {name: entry for share in gather_to_main(written, world) for name, entry in share.items()}
     manifest = {"version": 1, "step": state.step, "world_size": world.size, "files": files}
-    best = _name(state.best_step) if keep_best else ""
+    best = _name(state.best_step) if keep_best and state.best is not None else ""
     together(lambda: _commit(temporary, final, manifest, texts, keep_last, best) if world.is_main else None, world)
     return final
 
 
-def load(folder: Path, engine: Any, world: World) -> RunState:
-    """Fill the engine from the committed checkpoint `folder`; returns where the run stood."""
-    saved = json.loads((folder / STATE).read_text())
-    read_fragments(folder, engine, saved["engine"], world.rank, world.size)
+def load(folder: Path, engine: Any, world: World) -> None:
+    """Fill the engine from the committed checkpoint `folder`."""
+    facts = json.loads((folder / STATE).read_text())["engine"]
+    read_fragments(folder, engine, facts, world.rank, world.size)
     barrier()
-    return RunState(**saved["run"])
 
 
 def newest_intact(folder: Path, world: World, report: Callable[[str], None]) -> Path | None:
@@ -138,7 +141,7 @@ def damage(checkpoint: Path, rank: int = 0, world_size: int = 1) -> str | None:
     """What is wrong with a checkpoint, None if it is intact; this rank's share of the files is read."""
     try:
         files = json.loads((checkpoint / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{MANIFEST}: {error}"
     for name, expected in sorted(files.items())[rank::world_size]:
         try:
@@ -188,11 +191,11 @@ def _commit(
         shutil.rmtree(final)
     os.rename(temporary, final)
     sync(final.parent)
-    for kind, name in ((LATEST, final.name), (BEST, best)):
-        if name:
-            pointer = final.parent / f".{kind}"
-            pointer.write_text(name + "\n")
-            os.replace(pointer, final.parent / kind)
+    _point(final.parent / LATEST, final.name)
+    if best:
+        _point(final.parent / BEST, best)
+    else:
+        (final.parent / BEST).unlink(missing_ok=True)
     older = [name for name in committed(final.parent) if name <= final.name]
     for name in older[:-keep_last]:
         if name == best:
@@ -200,6 +203,12 @@ def _commit(
         # Renamed first: a kill while deleting must not leave something that looks like a checkpoint.
         os.rename(final.parent / name, final.parent / f".tmp-{name}")
         shutil.rmtree(final.parent / f".tmp-{name}")
+
+
+def _point(pointer: Path, name: str) -> None:
+    hidden = pointer.with_name(f".{pointer.name}")
+    hidden.write_text(name + "\n")
+    os.replace(hidden, pointer)
 
 
 def _describe(path: Path, root: Path) -> dict[str, dict[str, Any]]:

@@ -147,8 +147,12 @@ def test_a_finished_run_says_so_and_starting_over_sets_it_aside(recipe, tmp_path
 
 
 def test_only_the_newest_checkpoints_are_kept(recipe, tmp_path):
-    train(recipe, "checkpoint.every_steps=2", "checkpoint.keep_last=2")
-    folder = tmp_path / "runs/tiny/checkpoints"
+    often, folder = ("checkpoint.every_steps=2", "checkpoint.keep_last=2"), tmp_path / "runs/tiny/checkpoints"
+    train(recipe, *often, "validation.keep_best=true", "schedule.name=constant", "schedule.steps=8")
+    best = (folder / "best").read_text().strip()
+    assert {path.name for path in folder.glob("step_*")} == {best, "step_00000006", "step_00000008"}
+    train(recipe, *often, "validation.keep_best=false", "schedule.name=constant")
+    assert not (folder / "best").exists(), "it would name one that is gone"
     assert sorted(p.name for p in folder.glob("step_*")) == ["step_00000010", "step_00000012"]
     assert (folder / "latest").read_text().strip() == "step_00000012"
     assert not [name for name in os.listdir(folder) if name.startswith(".tmp")]

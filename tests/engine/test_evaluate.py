@@ -30,6 +30,7 @@ def test_two_ranks_evaluate_as_one_plain_model_does(tmp_path, sharded, stage):
     results = run_ranks(2, evaluate_and_save, str(tmp_path / "checkpoints"), case, 3)
     (held_out, each, path), other = results
     assert other == (held_out, each, path)
+    assert not Path(path).with_name("best").exists(), "saved before any validation"
 
     config = tiny_config(**case)
     model = build(config.model, kernel="reference")

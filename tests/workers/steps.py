@@ -36,12 +36,12 @@ def evaluate_and_save(folder: str, case: dict[str, Any], steps: int) -> tuple[di
     engine, _ = build_engine(config, world)
     run_steps(engine, config, 0, steps)
     batches = rank_batches(99, 2, world.rank, world.size)
-    held_out = engine.evaluate(batches)
+    held_out = engine.validate(batches).parts
     each: Any = SimpleNamespace(byte_lengths=np.arange(VOCAB))
-    path = save(Path(folder), engine.deepspeed, RunState(step=steps), {"recipe.yaml": "x"}, world, keep_last=3)
+    path = save(Path(folder), engine.deepspeed, RunState(step=steps), {"recipe.yaml": "x"}, world, 3, keep_best=True)
     again, _ = build_engine(config, world)
     load(path, again.deepspeed, world)
-    assert again.evaluate(batches) == held_out
+    assert again.validate(batches).parts == held_out
     return held_out, bytes_per_target(batches, each, world), str(path)
 
 
@@ -64,7 +64,7 @@ def train_and_evaluate(
         engine, _ = build_engine(config, world)
         curve = run_steps(engine, config, 0, steps)
         rank, size = data_rank_and_size(config.engine, world.rank, world.size)
-        held_out = engine.evaluate(rank_batches(99, 2, rank, size, config.data.document_masking))
+        held_out = engine.validate(rank_batches(99, 2, rank, size, config.data.document_masking)).parts
         prompt = torch.tensor([[1, 2, 3]])
         sample = generate(engine.deepspeed.module, prompt, max_new_tokens=8, temperature=0.0, seed=0)
         results.append((curve, held_out, sample.new_tokens[0]))
@@ -94,8 +94,8 @@ def load_all(folder: str, cases: list[tuple[int, dict[str, Any]]], steps: int) -
         config = tiny_config(**case)
         engine, _ = build_engine(config, world)
         path = Path(folder) / str(number) / f"step_{steps:08d}"
-        state = load(path, engine.deepspeed, world)
-        curves.append(run_steps(engine, config, state.step, 2 * steps))
+        load(path, engine.deepspeed, world)
+        curves.append(run_steps(engine, config, steps, 2 * steps))
     return curves
 
 
