@@ -85,16 +85,16 @@ class RankAllocation:
         """Take up the weights and, where a run continues, what the allocator knew."""
         self._gather_weights()
         allocator, state = self.tuner.rankallocator, base_optimizer(self.engine).state
-        for kind, values in self._importances().items():
-            pieces = [(f, f.view(state[f.owner][kind])) for f in self.fragments if kind in state.get(f.owner, {})]
-            values.update(self._whole(pieces) if number > 1 else {})
-        names = allocator.exp_avg_ipt
-        allocator.ipt.update({name: torch.zeros_like(self.adapter.weights[name]) for name in names})
         settings = self.tuner.peft_config[ADAPTER]
         if number > settings.total_step - settings.tfinal:  # what was taken away is exactly zero
             settings.rank_pattern = {
                 name: (p != 0).view(-1).tolist() for name, p in self.adapter.weights.items() if "lora_E" in name
             }
+        elif number > 1:
+            for kind, values in self._importances().items():
+                pieces = [(f, f.view(state[f.owner][kind])) for f in self.fragments if kind in state.get(f.owner, {})]
+                values.update(self._whole(pieces))
+            allocator.ipt.update({name: torch.zeros_like(p) for name, p in self.adapter.weights.items()})
         self.started = True
 
     def _importances(self) -> dict[str, dict[str, Tensor]]:

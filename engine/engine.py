@@ -25,6 +25,7 @@ from engine.optimizer import build_optimizer, locate_matrices
 from engine.ownership import ownership
 from engine.schedule import lr_factor
 from engine.scores import Predictions, predictions, scores
+from engine.state import loss_scaler
 from engine.tensor_parallel import sliced_dimension
 from model import TaskLoss
 
@@ -83,6 +84,7 @@ class Engine:
         bf16 = ds_json["bf16"]["enabled"] or ds_json["torch_autocast"]["enabled"]
         optimizer = build_optimizer(self.owners, config.optimizer, bf16=bf16)
         self.deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_json)
+        loss_scaler(self.deepspeed).raise_error_at_min_scale = False  # `step` says more than DeepSpeed would
         if isinstance(optimizer, Muon):
             locate_matrices(optimizer, self.deepspeed, world)
         self.ranks = None
@@ -113,23 +115,26 @@ class Engine:
         targets = self.distinct_targets(micro_batches)
         ds.train()
         objectives = self.objectives(micro_batches, index)
+        scaler = loss_scaler(ds)
+        may_overflow = getattr(scaler, "cur_scale", 0) > getattr(scaler, "min_scale", 0)
         total = torch.zeros(len(targets), dtype=torch.float64, device=self.world.device)
         for number, (batch, objective) in enumerate(zip(micro_batches, objectives, strict=True), start=1):
             total += self.backward(batch, objective, targets, last=number == len(micro_batches))
-            if number == len(micro_batches):
-                parts = self._means(total, targets)
-                mean = sum(parts.values())
-                self._check_finite("loss", mean, index)
-                if (grad_norm := self._unwrapped_grad_norm()) is not None:
-                    self._check_finite("gradient norm", grad_norm, index)
-            with record_function("optimizer"):
-                if self.ranks and number == len(micro_batches):
-                    self.ranks.step(ds.step, index + 1)
-                else:
-                    ds.step()
+            if number < len(micro_batches):
+                ds.step()  # only counts
+        parts = self._means(total, targets)
+        mean = sum(parts.values())
+        self._check_finite("loss", mean, index)
+        if (grad_norm := self._unwrapped_grad_norm()) is not None:
+            self._check_finite("gradient norm", grad_norm, index)
+        with record_function("optimizer"):
+            if self.ranks:
+                self.ranks.step(ds.step, index + 1)
+            else:
+                ds.step()
         grad_norm = float(ds.get_global_grad_norm()) if grad_norm is None else grad_norm
-        # With a loss scale an overflow is routine: DeepSpeed left the weights alone and lowers the scale.
-        skipped = bool(getattr(ds.optimizer, "dynamic_loss_scale", False) and ds.optimizer.overflow)
+        # Under a loss scale that can still fall an overflow is routine: DeepSpeed leaves the weights alone and lowers it.
+        skipped = bool(may_overflow and ds.optimizer.overflow)
         if not skipped:
             self._check_finite("gradient norm", grad_norm, index)
         return StepReport(index, mean, parts, lr, grad_norm, skipped)
@@ -141,7 +146,6 @@ class Engine:
         digest = hashlib.blake2b(f"{place}/{micro_batch}".encode() if micro_batch else place.encode(), digest_size=8)
         torch.manual_seed(int.from_bytes(digest.digest(), "little") >> 1)
 
-    @record_function("first pass")
     def objectives(self, batches: list[Batch], index: int | None = None) -> list[Objective]:
         """The objective of each micro-batch of step `index`, or of validation: one for all, unless they look at each other."""
         config = self.config.objective
@@ -152,7 +156,8 @@ class Engine:
             if index is not None:
                 self.reseed(index, micro_batch)
 
-        cached = cached_objectives(config, self.deepspeed, batches, self.world.device, reseed)
+        with record_function("first pass"):
+            cached = cached_objectives(config, self.deepspeed, batches, self.world.device, reseed)
         return [record_function("forward")(objective) for objective in cached]
 
     def backward(self, batch: Batch, objective: Objective, targets: dict[str, int], *, last: bool) -> torch.Tensor:
@@ -167,14 +172,11 @@ class Engine:
             self.deepspeed.backward(loss, scale_wrt_gas=False)
         return torch.stack([losses[part].total.detach() for part in targets]).double()
 
-    def evaluate(self, batches: list[Batch]) -> dict[str, float]:
-        """Mean loss of each part over all ranks' batches, in nats; every rank must bring equally many."""
-        return self.validate(batches).parts
-
     @torch.no_grad()
     @record_function("validation")
     def validate(self, batches: list[Batch]) -> Validation:
-        """What `evaluate` returns, and the scores of the predictions of an objective with a head of its own."""
+        """Mean loss of each part over all ranks' batches, in nats, and the scores of an objective with a head of its own.
+        Every rank must bring equally many batches."""
         self.deepspeed.eval()
         targets = self.distinct_targets(batches)
         total = torch.zeros(len(targets), dtype=torch.float64, device=self.world.device)

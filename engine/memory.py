@@ -43,7 +43,8 @@ def account_of_step(engine: Engine, path: Path, say: Say) -> Iterator[None]:
             moments["after forward"] = account(engine, saved)
 
     def before_update(touched: Any, step: Callable[[], None]) -> None:
-        moments.setdefault("before update", account(engine, {}))
+        if "before update" not in moments:  # ZeRO 3 updates one group of parameters after the other
+            moments["before update"] = account(engine, {})
         step()
 
     hook = engine.deepspeed.module.register_forward_hook(after_forward)

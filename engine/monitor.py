@@ -67,13 +67,13 @@ class Monitor:
             "loss": report.loss,
             **_by_part("loss", report.parts),
             "lr": report.lr,
-            "grad_norm": report.grad_norm,
+            **({"skipped": True} if report.skipped else {"grad_norm": report.grad_norm}),
             "tokens_per_second": rate,
             "mfu": rate * self.flops_per_token / self.peak_flops,
             "memory_gb": memory_gb(self.world.device),
             "seconds": seconds,
         }
-        self._record(done, {"tokens": tokens_done, **values, **({"skipped": True} if report.skipped else {})})
+        self._record(done, {"tokens": tokens_done, **values})
         self._line.live(self._status(done, values), last=done == self.steps)
 
     def validation(self, step: int, found: Validation) -> None:
@@ -117,9 +117,10 @@ class Monitor:
 
     def _status(self, done: int, values: dict[str, float]) -> str:
         left = _duration((self.steps - done) * median(self._recent)) if self._recent else "unknown"
+        gradient = f"{values['grad_norm']:.2f}" if "grad_norm" in values else "overflow"
         return (
             f"step {done:,}/{self.steps:,}  loss {values['loss']:.4f}  lr {values['lr']:.2e}  "
-            f"grad {values['grad_norm']:.2f}  {values['tokens_per_second']:,.0f} tokens/s  MFU {values['mfu']:.1%}  "
+            f"grad {gradient}  {values['tokens_per_second']:,.0f} tokens/s  MFU {values['mfu']:.1%}  "
             f"{values['memory_gb']:.1f} GB  ETA {left}"
         )
 

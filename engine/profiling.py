@@ -12,7 +12,7 @@ from torch.profiler import ProfilerAction, ProfilerActivity, profile
 
 from engine.runs import Say
 
-SPANS = ("data", "forward", "backward", "optimizer", "validation", "sample", "checkpoint")
+SPANS = ("data", "first pass", "forward", "backward", "optimizer", "validation", "sample", "checkpoint")
 """Names under which the parts of a step are recorded, in its order."""
 OPERATORS_SHOWN = 8
 

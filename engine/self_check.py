@@ -87,10 +87,7 @@ def self_check(config: RunConfig, stream: Stream, world: World) -> Verdict:
         raise ConfigError(
             "--self-check does not know adapter.name adalora, whose ranks depend on a whole run: check lora"
         )
-    update: dict[str, Any] = {"model": config.model.model_copy(update={"dropout": 0.0})}
-    if config.adapter.name == "lora":
-        update["adapter"] = config.adapter.model_copy(update={"dropout": 0.0})
-    config = config.model_copy(update=update)
+    config = without_dropout(config)
     engine, setup = build_engine(config, world)
     batches, ours = measure_engine(engine, stream, min(STEPS, config.schedule.steps))
 
@@ -102,6 +99,15 @@ def self_check(config: RunConfig, stream: Stream, world: World) -> Verdict:
         return judge(ours, reference, setup.owners, tolerance, title(config, setup))
 
     return from_main(together(compare, world))
+
+
+def without_dropout(config: RunConfig) -> RunConfig:
+    changed: dict[str, Any] = {}
+    for name, setting in (("model", "dropout"), ("objective", "head_dropout"), ("adapter", "dropout")):
+        section = getattr(config, name)
+        if hasattr(section, setting):
+            changed[name] = section.model_copy(update={setting: 0.0})
+    return config.model_copy(update=changed)
 
 
 def measure_engine(engine: Engine, stream: Stream, steps: int) -> tuple[list[list[Batch]], Measured]:

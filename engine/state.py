@@ -59,7 +59,7 @@ def engine_facts(engine: Any) -> dict[str, Any]:
         "shapes": parameter_shapes(engine),
         "moments": sorted(moments),
         "scalars": scalars,
-        "loss_scale": {k: v for k, v in vars(_loss_scaler(engine)).items() if isinstance(v, int | float)},
+        "loss_scale": {k: v for k, v in vars(loss_scaler(engine)).items() if isinstance(v, int | float)},
     }
 
 
@@ -91,7 +91,7 @@ def read_fragments(folder: Path, engine: Any, facts: dict[str, Any], rank: int, 
     for fragment in frozen(engine):
         index.read(WEIGHT, fragment, fragment.owner)
     for name, value in facts["loss_scale"].items():
-        setattr(_loss_scaler(engine), name, value)
+        setattr(loss_scaler(engine), name, value)
     publish(engine)
 
 
@@ -228,7 +228,7 @@ def _flat_tensors(fragment: Fragment, moments: dict[Any, dict[str, Any]]) -> Ite
             yield kind, value
 
 
-def _loss_scaler(engine: Any) -> Any:
+def loss_scaler(engine: Any) -> Any:
     """The dynamic fp16 loss scaler, or something without state."""
     scaler = getattr(engine.optimizer, "loss_scaler", None)
     return scaler if getattr(scaler, "dynamic", False) else SimpleNamespace()

@@ -1,6 +1,7 @@
 """Contrastive training on labelled pairs through train.py, as a user runs it."""
 
 import json
+import re
 
 import pytest
 
@@ -26,9 +27,10 @@ def pairs(recipe, corpus, tmp_path) -> list[str]:
 @pytest.mark.slow
 def test_a_run_continues_as_if_it_had_not_stopped_and_notices_other_pairs(pairs, corpus, tmp_path):
     pairs = [*pairs, f"data.pairs.tokenizer={corpus}"]
-    result = train(*pairs)
+    result = train(*pairs, "monitor.profile_steps=[2]")
     assert result.returncode == 0, result.stderr
     assert "40 rows" in result.stdout
+    assert re.search(r"data \S+ ms, first pass \S+ ms, forward", result.stdout), "GradCache's own"
     longer = [*pairs, "schedule.steps=6"]
     assert train(*longer, "batch.micro_batch_size=4").returncode == 0  # harmless under GradCache
     assert train(*longer, "run.resume=fresh").returncode == 0

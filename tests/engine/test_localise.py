@@ -4,9 +4,10 @@ import re
 
 import pytest
 
+from config.device import cpu_info
 from tests.conftest import train
 from tests.ranks import run_ranks
-from tests.workers.faults import FAULTS, find_all
+from tests.workers.faults import FAULTS, find_all, overflow_twice
 
 EXPECTED = {
     "weight": r"the output of blocks.1.feed_forward.up_proj \(\w+ 2×16×128, .*\); its weight has 1 of 4,096 values",
@@ -49,6 +50,12 @@ def test_the_module_the_rank_and_the_rows_are_named_on_two_ranks():
 def test_every_fault_is_named_at_every_stage_in_low_precision_and_with_recomputation(ranks, engines):
     cases = [(engine, fault) for engine in engines for fault in FAULTS]
     check(cases, run_ranks(ranks, find_all, cases)[0], ranks)
+
+
+@pytest.mark.skipif(not cpu_info().fp16, reason="this CPU does not compute in fp16")
+def test_an_overflow_is_routine_until_the_loss_scale_cannot_fall():
+    for skipped, message, weights_stayed in run_ranks(1, overflow_twice, [1, 2, 3])[0]:
+        assert skipped and weights_stayed and "the gradient norm is inf at step 2" in message
 
 
 def test_a_run_says_which_rows_it_failed_on(recipe, tmp_path):

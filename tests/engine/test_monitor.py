@@ -4,15 +4,21 @@ import io
 import json
 import math
 import re
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from config import load_recipe
 from data.dataset import load_tokenizer
 from data.validation import open_validation
-from engine.monitor import ProgressLine, forget_after
+from engine.dist import World
+from engine.engine import StepReport
+from engine.monitor import Monitor, ProgressLine, forget_after
 from tests.conftest import metrics, train
+from tests.tiny import tiny_config
 
 TAGS = {"loss", "lr", "grad_norm", "tokens_per_second", "mfu", "memory_gb"}
 TAGS |= {"validation_loss", "validation_perplexity", "validation_bits_per_byte"}
@@ -55,6 +61,19 @@ def test_mfu_is_tokens_times_flops_over_peak(recipe, tmp_path):
         if "mfu" in record:
             assert record["mfu"] == pytest.approx(record["tokens_per_second"] * flops / 0.25e12)
     assert "of 0.25 TFLOP/s per device (monitor.peak_tflops)" in result.stdout
+
+
+def test_a_step_that_was_skipped_has_no_gradient_norm(tmp_path, monkeypatch, capsys):
+    """fp16 overflowed, so that it is infinite, for which JSON has no word."""
+    monkeypatch.setattr("engine.monitor.together", lambda action, world: action())
+    setup: Any = SimpleNamespace(derived=SimpleNamespace(flops_per_token=1.0), peak=SimpleNamespace(value=1.0))
+    config = tiny_config(monitor={"tensorboard": False})
+    monitor = Monitor(tmp_path, config, setup, World(0, 1, torch.device("cpu"), ("here",)), 0, 0.0)
+    monitor.step(StepReport(0, 2.5, {"lm": 2.5}, 0.01, math.inf, skipped=True), 128, 128, 0.5)
+    monitor.close()
+    (record,) = metrics(tmp_path)
+    assert record["skipped"] is True and record["loss"] == 2.5 and "grad_norm" not in record
+    assert "grad overflow " in capsys.readouterr().out
 
 
 def test_records_after_the_resumed_step_and_cut_lines_are_dropped(tmp_path):

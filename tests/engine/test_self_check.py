@@ -6,9 +6,10 @@ import pytest
 
 import train
 from config.command_line import CommandLine
-from engine.self_check import Verdict
+from engine.self_check import Verdict, without_dropout
 from tests.conftest import train as run_train
 from tests.ranks import run_ranks
+from tests.tiny import tiny_config
 from tests.workers.checks import check_all, check_broken
 
 MUON = ["optimizer.name=muon", "optimizer.cautious_decay=true"]
@@ -53,6 +54,19 @@ def test_other_families_pass(recipe, model):
     for verdict in run_ranks(1, check_all, str(recipe), [["engine.ds_config=zero2", *MUON]])[0]:
         assert verdict.failures == [], verdict.text
         assert "muon" in verdict.text
+
+
+def test_no_dropout_is_left():
+    """Its masks are drawn by rank and micro-batch."""
+    examples = {"train": "none.jsonl", "valid": "none.jsonl", "tokenizer": "none.json"}
+    config = tiny_config(
+        data={"datasets": [], "examples": examples},
+        objective={"name": "classification", "labels": ["cat", "dog"], "head_dropout": 0.1},
+        model={"dropout": 0.1},
+        adapter={"name": "lora", "dropout": 0.1},
+    )
+    plain = without_dropout(config)
+    assert (plain.model.dropout, plain.objective.head_dropout, plain.adapter.dropout) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16_autocast"])

@@ -26,7 +26,7 @@ def first_step(config: RunConfig, world: World) -> tuple[float, Gradients, float
     with recorded_gradients(engine) as pieces:
         report = engine.step(0, micro_batches)
     gradients = gather(engine, pieces)
-    return report.loss, gradients, engine.evaluate(held_out_batches(config, world))["contrastive"]
+    return report.loss, gradients, engine.validate(held_out_batches(config, world)).parts["contrastive"]
 
 
 def curves(cases: list[dict[str, Any]], steps: int) -> list[list[float]]:

@@ -12,6 +12,7 @@ from engine.dist import World, connect
 from engine.engine import Engine, TrainingError
 from engine.fragments import owners
 from engine.localise import Finding, first_not_finite
+from engine.state import loss_scaler
 from tests.tiny import rank_batches, tiny_config
 
 
@@ -65,6 +66,24 @@ class _Infinite(torch.autograd.Function):
 
 
 FAULTS = {"weight": weight, "overflow": overflow, "between": between, "gradient": gradient}
+
+
+def overflow_twice(stages: list[int]) -> list[tuple[bool, str, bool]]:
+    """fp16 gradients that overflow at a loss scale of 2 and again at 1, the lowest: whether the first step was skipped, the
+    message of the second, and whether the weights stayed as they were."""
+    world, results = connect(60), []
+    for stage in stages:
+        engine, _ = build_engine(tiny_config(engine={"ds_config": f"zero{stage}", "precision": "fp16"}), world)
+        scaler, before = loss_scaler(engine.deepspeed), [owner.detach().clone() for owner in owners(engine.deepspeed)]
+        scaler.cur_scale, scaler.cur_hysteresis = 2.0, 1
+        gradient(engine)
+        first = engine.step(0, rank_batches(0, 2, 0, 1))
+        try:
+            engine.step(1, rank_batches(1, 2, 0, 1))
+        except TrainingError as error:
+            same = all(torch.equal(a, b) for a, b in zip(before, owners(engine.deepspeed), strict=True))
+            results.append((first.skipped, str(error), same))
+    return results
 
 
 def find_all(cases: list[tuple[dict[str, Any], str]]) -> list[tuple[str, list[Finding], bool]]:

@@ -48,7 +48,7 @@ def train_objectives(cases: list[dict[str, Any]], steps: int) -> list[Curve]:
         engine, _ = build_engine(config, world)
         walk = make_stream(config, world).steps(0)
         reports = [engine.step(index, next(walk)[0]) for index in range(steps)]
-        held_out = engine.evaluate(held_out_batches(config, world))
+        held_out = engine.validate(held_out_batches(config, world)).parts
         curves.append([*((report.parts, report.grad_norm) for report in reports), (held_out, 0.0)])
     return curves
 
