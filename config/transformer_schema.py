@@ -16,7 +16,11 @@ class TransformerConfig(Section):
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
     """Architectures by name: values for the fields that a recipe leaves out. The first is the default."""
-    LEFT_OUT: ClassVar[dict[str, str]] = {"num_kv_heads": "kv_heads", "head_size": "head_width", "ffn_size": "ffn_width"}
+    LEFT_OUT: ClassVar[dict[str, str]] = {
+        "num_kv_heads": "kv_heads",
+        "head_size": "head_width",
+        "ffn_size": "ffn_width",
+    }
     """Settings that may be left out, and the property with the value that they then have."""
 
     family: str
