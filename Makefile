@@ -18,7 +18,7 @@ corpus: $(VENV)/.installed
 	$(BIN)/python -m data prepare stdlib --out $(CORPUS) --vocab-size 8192 --split-valid 0.02
 
 # Two files at a time: more than two trainings at once would slow each other down on a small machine.
-TEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+TEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.installed-dev
 	$(TEST)

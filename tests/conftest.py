@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,27 @@ from tests import forked
 ROOT = Path(__file__).parents[1]
 # Background jobs are started with Ctrl-C ignored, and what tests start would ignore it, too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# Two tests run at a time, on as few as two cores; torch reads this when it is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# No test is a rank of a job that the tests were started by.
+LAUNCHERS = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+for name in LAUNCHERS & os.environ.keys():
+    del os.environ[name]
 WORDS = "the model reads a row of tokens and predicts each next one from those before it while loss falls step by step"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with many slow tests first: where one of them came last, a core would wait for it."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
+
+
+@pytest.fixture(autouse=True)
+def no_rank() -> Iterator[None]:
+    """Fails a test that leaves a launcher's variables in the environment: those after it would be ranks of its job."""
+    yield
+    left = {name: os.environ.pop(name) for name in LAUNCHERS & os.environ.keys()}
+    assert not left
 
 
 @pytest.fixture(scope="session")
@@ -82,7 +104,7 @@ def pretrained(corpus, tmp_path_factory) -> dict[str, Path]:
 
 def environment(**extra: str) -> dict[str, str]:
     """What a person's shell would have: no rendezvous variables, none of make's, CPU, one thread."""
-    theirs = re.compile("RANK|LOCAL_RANK|WORLD_SIZE|MASTER_ADDR|MASTER_PORT|MAKE.*|MFLAGS")
+    theirs = re.compile("MAKE.*|MFLAGS")
     clean = {name: value for name, value in os.environ.items() if not theirs.fullmatch(name)}
     return {**clean, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "TOKENIZERS_PARALLELISM": "false", **extra}
 
