@@ -2,6 +2,8 @@
 
 import shutil
 
+import pytest
+
 from tests.conftest import losses, metrics, train
 from tests.ranks import run_ranks
 from tests.workers.checks import check_all
@@ -10,6 +12,7 @@ from tests.workers.checks import check_all
 RAMP = "batch.ramp=[{until_tokens: 100, global_batch_size: 2}, {until_tokens: 384, global_batch_size: 4}]"
 
 
+@pytest.mark.slow
 def test_accumulation_changes_between_steps_at_every_stage(recipe):
     stages = ("zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
     cases = [[RAMP, "batch.micro_batch_size=1", f"engine.ds_config={stage}"] for stage in stages]

@@ -5,7 +5,8 @@ import pytest
 from tests.ranks import run_ranks
 from tests.workers.steps import load_all, save_all
 
-STEPS = 4
+pytestmark = pytest.mark.slow
+STEPS = 2
 STAGES = ["zero0", "zero1", "zero2", "zero3"]
 SAVED = [{"engine": {"ds_config": stage}} for stage in STAGES]
 SAVED += [{"engine": {"ds_config": s, "precision": "bf16"}} for s in ("zero1", "zero2", "zero3")]

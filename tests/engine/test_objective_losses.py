@@ -127,7 +127,8 @@ LABELLED = {
 
 
 @pytest.mark.slow
-def test_every_labelled_objective_learns_at_every_stage_as_on_one_rank(tmp_path):
+def test_labelled_objectives_learn_at_every_stage_as_on_one_rank(tmp_path):
+    """Each at two of the stages, so that each stage has three of them."""
     byte_tokenizer().save(tmp_path / "tokenizer.json")
     made = {"tokenizer": str(tmp_path / "tokenizer.json")}
     cases = []
@@ -139,11 +140,11 @@ def test_every_labelled_objective_learns_at_every_stage_as_on_one_rank(tmp_path)
         model = {**model, "max_positions": 160}
         cases.append({"run": run, "data": data, "model": model, "objective": {"name": name, **settings, **dropout}})
     one = run_ranks(1, train_objectives, [{**case, "engine": {"ds_config": "zero0"}} for case in cases], STEPS)[0]
-    stages = ["zero0", "zero1", "zero2", "zero3"]
-    staged = [{**case, "engine": {"ds_config": stage}} for case in cases for stage in stages]
-    for curves in run_ranks(2, train_objectives, staged, STEPS):
-        for number, curve in enumerate(curves):
-            assert_close(curve, one[number // len(stages)], f"{list(LABELLED)[number // 4]}, {stages[number % 4]}")
+    staged = [(number, f"zero{stage}") for number in range(len(cases)) for stage in (number % 2, number % 2 + 2)]
+    engines = [{**cases[number], "engine": {"ds_config": stage}} for number, stage in staged]
+    for curves in run_ranks(2, train_objectives, engines, STEPS):
+        for (number, stage), curve in zip(staged, curves, strict=True):
+            assert_close(curve, one[number], f"{list(LABELLED)[number]}, {stage}")
 
 
 @pytest.mark.slow

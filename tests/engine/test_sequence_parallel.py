@@ -7,7 +7,7 @@ from config.errors import ConfigError
 from tests.ranks import run_ranks
 from tests.workers.steps import train_and_evaluate
 
-STEPS = 4
+STEPS = 3
 SHARED = {"sequence_parallel": 2}
 SHAPES: list[dict] = [
     {},
@@ -18,6 +18,7 @@ SHAPES: list[dict] = [
 ]
 
 
+@pytest.mark.slow
 def test_two_ranks_that_share_rows_follow_one_process():
     plain = [{**shape, "engine": {"ds_config": "zero0"}} for shape in SHAPES]
     expected = run_ranks(1, train_and_evaluate, plain, STEPS)[0]

@@ -9,7 +9,9 @@ from engine.fragments import Columns
 from tests.ranks import run_ranks
 from tests.workers.steps import load_all, save_all, train_and_evaluate
 
-STEPS = 4
+STEPS = 3
+HALF = 2
+"""Steps before a checkpoint, and after it."""
 SLICED = {"tensor_parallel": 2}
 SHAPES: list[dict] = [
     {},
@@ -22,6 +24,7 @@ def cases_on(*settings: dict) -> list[tuple[int, dict]]:
     return [(i, {**shape, "engine": {**s}}) for i, shape in enumerate(SHAPES) for s in settings]
 
 
+@pytest.mark.slow
 def test_two_ranks_with_slices_follow_one_process():
     plain = [{**shape, "engine": {"ds_config": "zero0"}} for shape in SHAPES]
     expected = run_ranks(1, train_and_evaluate, plain, STEPS)[0]
@@ -37,17 +40,18 @@ def test_two_ranks_with_slices_follow_one_process():
         assert sample == one_sample
 
 
+@pytest.mark.slow
 def test_a_checkpoint_moves_between_slices_and_whole_matrices(tmp_path):
     cases = [{**SHAPES[2 - stage % 2], "engine": {"ds_config": f"zero{stage}", **SLICED}} for stage in range(4)]
     whole = [{**case, "engine": {"ds_config": case["engine"]["ds_config"]}} for case in cases]
-    sliced_curves = run_ranks(2, save_all, str(tmp_path / "sliced"), cases, STEPS)[0]
-    whole_curves = run_ranks(1, save_all, str(tmp_path / "whole"), whole, STEPS)[0]
+    sliced_curves = run_ranks(2, save_all, str(tmp_path / "sliced"), cases, HALF)[0]
+    whole_curves = run_ranks(1, save_all, str(tmp_path / "whole"), whole, HALF)[0]
     moves = [(i, case) for i, case in enumerate(cases)] + [(1, cases[3]), (3, cases[1]), (0, cases[2])]
     back = [(i, case) for i, case in enumerate(whole)] + [(1, whole[3]), (3, whole[1]), (0, whole[2])]
-    assert run_ranks(2, load_all, str(tmp_path / "sliced"), moves[:4], STEPS)[0] == sliced_curves
+    assert run_ranks(2, load_all, str(tmp_path / "sliced"), moves[:4], HALF)[0] == sliced_curves
     for folder, size, cases, originals in (("whole", 2, moves, whole_curves), ("sliced", 1, back, sliced_curves)):
         for (number, case), curve in zip(
-            cases, run_ranks(size, load_all, str(tmp_path / folder), cases, STEPS)[0], strict=True
+            cases, run_ranks(size, load_all, str(tmp_path / folder), cases, HALF)[0], strict=True
         ):
             difference = max(abs(a[0] - b[0]) for a, b in zip(curve, originals[number], strict=True))
             assert difference <= 1e-5, f"{folder} {number} → {case}: {difference}"
