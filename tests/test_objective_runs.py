@@ -1,8 +1,5 @@
 """Objectives through train.py, as a user runs them: tokenizer, metrics, continuing, loading the model afterwards."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -15,7 +12,7 @@ from data.tokenizer import Tokenizer
 from tasks.checkpoints import load_model
 from tasks.embedding import Embedder
 from tasks.evaluation.text import held_out_loss
-from tests.conftest import ROOT, environment, metrics, train
+from tests.conftest import metrics, task, train
 
 QUICK = [
     "schedule.steps=4",
@@ -85,8 +82,7 @@ def test_t5_samples_and_continues_a_prompt(recipe, tmp_path, objective):
     run = tmp_path / "runs/tiny"
     assert [record["step"] for record in metrics(run) if "sample" in record] == [2, 4]
     assert "tasks generate" in result.stdout
-    command = [sys.executable, "-m", "tasks", "generate", str(run), "--prompt", "the model", "--tokens", "5"]
-    written = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    written = task("generate", run, "--prompt", "the model", "--tokens", "5")
     assert written.returncode == 0, written.stderr
     assert written.stdout.startswith("the model") and "<extra_id_0>" not in written.stdout
 

@@ -1,32 +1,43 @@
 """A run survives kill -9, Ctrl-C and SIGTERM: the same command then gives the losses of an undisturbed run."""
 
 import os
+import pkgutil
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
-from tests.conftest import ROOT, environment, losses, metrics, train, write_recipe
+from tests import forked
+from tests.conftest import environment, losses, metrics, run_command, train, write_recipe
 
 LONG = ("schedule.steps=60", "checkpoint.every_steps=10", "validation.every_steps=20", "model.dropout=0.1")
 
 
-def start(recipe: Path, *overrides: str) -> subprocess.Popen:
-    command = [sys.executable, "train.py", str(recipe), *LONG, *overrides]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+def start(recipe: Path) -> BaseProcess:
+    return forked.start(recipe, environment(), run_command, command(recipe))
 
 
-def wait_until(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+def command(recipe: Path) -> list[str]:
+    return ["train.py", str(recipe), *LONG]
+
+
+def stop(process: BaseProcess, number: int) -> int:
+    """The exit code after a signal."""
+    assert process.pid is not None
+    os.kill(process.pid, number)
+    return forked.finish(process, 60)
+
+
+def wait_until(condition: Callable[[], bool], process: BaseProcess, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None, f"ended too early:\n{process.stdout.read()}"
+        assert process.exitcode is None, "ended too early"
         assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.0002)
+        time.sleep(0.001)
 
 
 def steps_done(run: Path) -> int:
@@ -54,22 +65,20 @@ POINTS = {
 }
 
 
-def kill_at(point: str) -> str:
-    """A program that runs train.py and is killed at its second call of the function named, that is, in a save."""
-    return f"""
-import os, signal, sys
-from unittest.mock import patch
-import engine.checkpoint, engine.state, train
-real = {point}
-calls = []
-def deadly(*arguments, **options):
-    calls.append(1)
-    if len(calls) == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(*arguments, **options)
-with patch({point!r}, deadly):
-    train.main(sys.argv[1:])
-"""
+def killed_at(point: str, words: list[str]) -> None:
+    """Run a command that is killed at its second call of the function named, that is, in a save."""
+    calls = 0
+    real = pkgutil.resolve_name(point)
+
+    def deadly(*arguments, **options):
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*arguments, **options)
+
+    with patch(point, deadly):
+        run_command(words)
 
 
 @pytest.mark.parametrize("point", POINTS)
@@ -77,12 +86,10 @@ def test_kill_in_mid_run_and_in_mid_save(recipe, tmp_path, undisturbed, point):
     run = tmp_path / "runs/tiny"
     process = start(recipe)
     wait_until(lambda: steps_done(run) >= 15, process)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert stop(process, signal.SIGKILL) == -signal.SIGKILL
 
-    command = [sys.executable, "-c", kill_at(POINTS[point]), str(recipe), *LONG]
-    killed = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    killed = forked.start(recipe, environment(), killed_at, POINTS[point], command(recipe))
+    assert forked.finish(killed, 100) == -signal.SIGKILL, Path(f"{recipe}.err").read_text()
     assert steps_done(run) < 60
 
     result = train(recipe, *LONG)
@@ -101,9 +108,8 @@ def test_a_stop_signal_saves_says_so_and_continues(recipe, tmp_path, undisturbed
     run = tmp_path / "runs/tiny"
     process = start(recipe)
     wait_until(lambda: steps_done(run) >= 13, process)
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
+    assert stop(process, number) == 128 + number
+    output = Path(f"{recipe}.out").read_text() + Path(f"{recipe}.err").read_text()
     stopped = steps_done(run)
     assert f"stopped after step {stopped:,} and saved" in output
     assert "Traceback" not in output
@@ -119,8 +125,7 @@ def test_a_damaged_checkpoint_is_skipped_with_a_message(recipe, tmp_path, undist
     run = tmp_path / "runs/tiny"
     process = start(recipe)
     wait_until(lambda: steps_done(run) >= 45, process)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    stop(process, signal.SIGKILL)
     newest = sorted((run / "checkpoints").glob("step_*"))[-1]
     (shard,) = (newest / "fragments").iterdir()
     content = bytearray(shard.read_bytes())

@@ -2,14 +2,14 @@
 
 import json
 import signal
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 
 from config import load_recipe
-from tests.conftest import ROOT, environment, losses, train
-from tests.test_resume import steps_done, wait_until
+from tests import forked
+from tests.conftest import environment, losses, run_command, task, train
+from tests.test_resume import steps_done, stop, wait_until
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("optuna")
@@ -17,22 +17,15 @@ SETTINGS = ("schedule.steps=60", "validation.every_steps=10", "checkpoint.every_
 
 
 def test_a_search_of_real_trainings(recipe, tmp_path):
-    words = ["search", str(recipe), *SETTINGS, "--sampler", "grid", "--space", "optimizer.lr=2e-2,1e-6,1e3"]
+    words = ["tasks", "search", str(recipe), *SETTINGS, "--sampler", "grid", "--space", "optimizer.lr=2e-2,1e-6,1e3"]
     words += ["--min-steps", "10"]
-    command, folder = [sys.executable, "-m", "tasks", *words], tmp_path / "runs/tiny-search"
-
-    def start() -> subprocess.Popen:
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        return subprocess.Popen(command, cwd=ROOT, env=environment(), **pipes)
-
-    search = start()
-    wait_until(lambda: steps_done(folder / "trial_0000") >= 25, search)
-    search.send_signal(signal.SIGINT)
-    output = search.communicate(timeout=60)[0]
-    assert search.returncode == 130 and "trial 0 is interrupted after" in output, output
-    search = start()
-    output = search.communicate(timeout=200)[0]
-    assert search.returncode == 0, output
+    folder = tmp_path / "runs/tiny-search"
+    interrupted = forked.start(tmp_path / "search", environment(), run_command, words)
+    wait_until(lambda: steps_done(folder / "trial_0000") >= 25, interrupted)
+    code, output = stop(interrupted, signal.SIGINT), Path(f"{tmp_path}/search.out").read_text()
+    assert code == 130 and "trial 0 is interrupted after" in output, output
+    completed = task(*words[1:])
+    assert completed.returncode == 0, completed.stdout + completed.stderr
 
     trials = json.loads((folder / "search.json").read_text())["trials"]
     assert len(trials) == 3 and trials[0]["state"] == "complete"

@@ -1,7 +1,6 @@
 """`python -m tasks export`: folders that transformers reads as what was trained, or none at all."""
 
 import json
-import subprocess
 import sys
 from typing import Any
 
@@ -23,7 +22,7 @@ from data.tokenizer import Tokenizer, byte_alphabet, byte_level_bpe, byte_tokeni
 from model.hf import architecture
 from tasks.checkpoints import Trained
 from tasks.export.folder import export
-from tests.conftest import ROOT, environment, train
+from tests.conftest import task, train
 from tests.model.tiny import tiny_config, tiny_model, tiny_t5
 from tests.tasks.framed import framed_bytes
 from tests.tasks.trained import save_folder, tiny_trained
@@ -185,12 +184,12 @@ def test_a_tied_bert_trained_by_two_ranks_under_zero_3(recipe, tmp_path):
     launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29731")
     result = train(recipe, "engine.ds_config=zero3", "schedule.steps=4", launcher=launcher)
     assert result.returncode == 0, result.stderr
-    command = [sys.executable, "-m", "tasks", "export", str(tmp_path / "runs/tiny"), "--out", str(tmp_path / "out")]
-    result = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    command = ["export", tmp_path / "runs/tiny", "--out", tmp_path / "out"]
+    result = task(*command)
     assert result.returncode == 0, result.stderr
     assert "those who read it compute the same" in result.stdout
     theirs = transformers.AutoModelForPreTraining.from_pretrained(tmp_path / "out")
     ours = tasks.checkpoints.load_model(tmp_path / "runs/tiny", torch.device("cpu")).model
     assert torch.equal(theirs.cls.predictions.decoder.weight, ours.embed_tokens.weight)
-    again = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    again = task(*command)
     assert again.returncode == 2 and "exists already" in again.stderr

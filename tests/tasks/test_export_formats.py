@@ -333,7 +333,7 @@ def test_the_card_of_a_run(recipe, tmp_path):
     from config import load_recipe
     from tests.conftest import train
 
-    result = train(recipe, "schedule.steps=4", "validation.every_steps=2", launcher=(sys.executable,))
+    result = train(recipe, "schedule.steps=4", "validation.every_steps=2")
     assert result.returncode == 0, result.stderr
     out = tmp_path / "out"
     export(tmp_path / "runs/tiny", out)

@@ -1,10 +1,9 @@
-"""Every task learns 64 examples by heart, as a user asks for it: `python -m tasks finetune`, then the saved model's report."""
+"""Every task learns 64 examples by heart, as a user asks for it: `python -m tasks finetune`, then `evaluate --examples`."""
+
+import json
 
 import pytest
-import torch
 
-from tasks.checkpoints import load_model
-from tasks.evaluation.examples import on_examples
 from tests.conftest import task
 from tests.labelled import write_examples
 
@@ -42,5 +41,7 @@ def test_64_examples_are_learned_by_heart(pretrained, tmp_path, family, name, ki
     command += ["--recipe", tmp_path / "r.yaml", f"run.folder={tmp_path}/runs", "run.name=learned", *OPTIONS, *options]
     done = task(*command)
     assert done.returncode == 0, done.stderr
-    result = on_examples(load_model(tmp_path / "runs/learned", torch.device("cpu")), str(examples), torch.device("cpu"))
-    assert all(result.metrics[name] >= least for name, least in PERFECT[name].items()), result.metrics
+    done = task("evaluate", tmp_path / "runs/learned", "--examples", examples, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    (result,) = json.loads((tmp_path / "out/evaluation.json").read_text())["results"]
+    assert all(result["metrics"][name] >= least for name, least in PERFECT[name].items()), result

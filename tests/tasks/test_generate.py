@@ -1,33 +1,26 @@
 """`python -m tasks generate`: the text of a trained run."""
 
 import io
-import subprocess
-import sys
 
 import pytest
 
 from data.tokenizer import byte_tokenizer
 from tasks.text_stream import StopText, TextStream
-from tests.conftest import ROOT, environment, train
-
-
-def generate(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "tasks", "generate", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+from tests.conftest import task, train
 
 
 def test_a_run_continues_a_prompt_repeatably(recipe, tmp_path):
     assert train(recipe).returncode == 0
     run = str(tmp_path / "runs/tiny")
-    first, second = (generate(run, "--prompt", "The model", "--tokens", "12", "--seed", "3") for _ in range(2))
+    first, second = (task("generate", run, "--prompt", "The model", "--tokens", "12", "--seed", "3") for _ in range(2))
     assert first.returncode == 0, first.stderr
     assert first.stdout == second.stdout and first.stdout.startswith("The model") and len(first.stdout) > 12
-    greedy = generate(f"{run}/checkpoints/step_00000012", "--temperature", "0", "--tokens", "3")
+    greedy = task("generate", f"{run}/checkpoints/step_00000012", "--temperature", "0", "--tokens", "3")
     assert greedy.returncode == 0, greedy.stderr
 
-    full = generate(run, "--prompt", "the " * 10, "--tokens", "500", "--temperature", "0")
+    full = task("generate", run, "--prompt", "the " * 10, "--tokens", "500", "--temperature", "0")
     assert "the context of 64 tokens is full" in full.stderr
-    nothing = generate(str(tmp_path))
+    nothing = task("generate", tmp_path)
     assert nothing.returncode == 2 and "no intact checkpoint here" in nothing.stderr
 
 

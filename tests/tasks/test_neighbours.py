@@ -1,8 +1,5 @@
 """`python -m tasks neighbours`: the nearest rows of the embedding."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 import transformers
@@ -12,7 +9,7 @@ from data.tokenizer import byte_tokenizer
 from data.vocabulary import train_tokenizer
 from tasks.checkpoints import load_model
 from tasks.neighbours import neighbours, token_id
-from tests.conftest import ROOT, environment
+from tests.conftest import task
 from tests.tasks.hugging_face import BERT, save
 
 
@@ -35,8 +32,7 @@ def test_a_word_is_looked_up_as_inside_a_sentence():
 
 def test_the_command_prints_them(tmp_path):
     theirs = save(tmp_path, transformers.BertModel, BERT)
-    command = [sys.executable, "-m", "tasks", "neighbours", str(tmp_path), "a", "[MASK]", "--count", "2"]
-    result = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    result = task("neighbours", tmp_path, "a", "[MASK]", "--count", "2")
     assert result.returncode == 0, result.stderr
     weight_VD = torch.nn.functional.normalize(theirs.embeddings.word_embeddings.weight[:261], dim=1)
     best = (weight_VD @ weight_VD[97]).topk(2 + 1)
