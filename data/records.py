@@ -21,7 +21,9 @@ def fields_of(line: str) -> dict[str, Any]:
 def parsed(line: str | bytes) -> Any:
     """Parse one line. Raises ValueError that says what is wrong and where in the line."""
     try:
-        return json.loads(line)
+        return json.loads(line if isinstance(line, str) else line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError("not UTF-8 text: save the file as UTF-8") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from error
     except RecursionError as error:

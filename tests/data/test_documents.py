@@ -111,6 +111,15 @@ def test_a_record_without_text_names_the_fields_there_are(tmp_path, record, mess
         texts(tmp_path / "a.jsonl")
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_another_encoding_is_named_and_a_byte_order_mark_is_none(tmp_path, encoding):
+    (tmp_path / "a.jsonl").write_bytes('{"text": "é"}\n'.encode(encoding))
+    with pytest.raises(DataError, match=r"a\.jsonl:1: not UTF-8 text: save the file as UTF-8"):
+        texts(tmp_path / "a.jsonl")
+    (tmp_path / "a.jsonl").write_bytes('{"text": "é"}\n'.encode("utf-8-sig"))
+    assert texts(tmp_path / "a.jsonl") == ["é"]
+
+
 def test_half_a_character_is_left_out_of_a_corpus_and_named_where_each_text_counts(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(jsonl({"text": "whole"}, {"text": "cut \ud83d"}))
     assert clean(texts(tmp_path / "a.jsonl")[1]) == "cut "
