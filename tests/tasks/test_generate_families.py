@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import train
-from tests.tasks.test_generate import generate
+from tests.conftest import task, train
 
 MODEL = "vocab_size: 640, num_layers: 2, hidden_size: 32, num_heads: 4, max_positions: 64"
 
@@ -23,7 +22,7 @@ def test_t5_fills_the_places_of_sentinels(recipe, tmp_path):
     assert trained.returncode == 0, trained.stderr
     assert "| the <extra_id_0> model → " in trained.stdout
     options = ("--prompt", "The <extra_id_0> reads", "--tokens", "6", "--temperature", "0")
-    first, again = (generate(str(tmp_path / "runs/tiny"), *options) for _ in range(2))
+    first, again = (task("generate", tmp_path / "runs/tiny", *options) for _ in range(2))
     assert first.returncode == 0, first.stderr
     assert first.stdout == again.stdout and first.stdout.startswith("The <extra_id_0> reads → ")
 
@@ -33,7 +32,7 @@ def test_bert_names_what_a_mask_hides(recipe, tmp_path):
     run = train(change_family(recipe, "bert"), "monitor.sample_prompt=the model [MASK] a row")
     assert run.returncode == 0, run.stderr
     assert "| the model [MASK] a row" in run.stdout
-    filled = generate(str(tmp_path / "runs/tiny"), "--prompt", "the [MASK] reads a [MASK]")
+    filled = task("generate", tmp_path / "runs/tiny", "--prompt", "the [MASK] reads a [MASK]")
     assert filled.returncode == 0, filled.stderr
     prompt, *masks = filled.stdout.splitlines()
     assert prompt == "the [MASK] reads a [MASK]" and len(masks) == 2
