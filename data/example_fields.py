@@ -1,11 +1,13 @@
 """Fields of labelled examples: texts, numbers, labels."""
 
-from math import isfinite
 from typing import Any
 
 from config import DataError
 from data.batch import IGNORE
 from data.example_files import Record
+
+LARGEST = 1e18
+"""Of a number to learn, in magnitude: its square is an fp32 number."""
 
 
 def value_of(record: Record, name: str) -> Any:
@@ -39,11 +41,15 @@ def number_of(record: Record, name: str) -> float:
         raise DataError(
             f"{record[0]}: {name} is {value!r}, not a number, which regression learns: mend the line"
         ) from None
-    if number == IGNORE or not isfinite(number):
+    if number == IGNORE or not abs(number) < LARGEST:
         raise DataError(f"{record[0]}: {name} is {number:g}, which cannot be learned: leave the example out")
     return number
 
 
-def label_name(value: Any) -> str:
-    """As recipes spell labels, which are text: JSON's true, 1 and "1" are `true`, `1` and `1`."""
+def label_name(where: str, value: Any) -> str:
+    """As recipes spell labels, which are text: JSON's true, 1 and "1" are `true`, `1` and `1`. Raises DataError for several."""
+    if isinstance(value, list | dict):
+        raise DataError(
+            f"{where}: {value!r} is no label: give each example, or each of its words, one as a text or a number"
+        )
     return str(value).lower() if isinstance(value, bool) else str(value)

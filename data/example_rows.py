@@ -193,12 +193,13 @@ class RowEncoder:
 
     def _label(self, record: Record, value: Any) -> int:
         assert isinstance(self.objective, Labelled)
+        name = label_name(record[0], value)
         try:
-            return self.objective.labels.index(label_name(value))
+            return self.objective.labels.index(name)
         except ValueError:
             known = ", ".join(self.objective.labels[:20])
             raise DataError(
-                f"{record[0]}: label {label_name(value)!r} is none of the {len(self.objective.labels)} labels of the training "
+                f"{record[0]}: label {name!r} is none of the {len(self.objective.labels)} labels of the training "
                 f"examples, which objective.labels names ({known}): mend the line, or train with examples of it"
             ) from None
 

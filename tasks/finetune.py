@@ -78,7 +78,6 @@ def run(options: argparse.Namespace) -> int:
 
 def write_recipe(options: argparse.Namespace, path: Path) -> None:
     """The recipe, and the encoded examples where a training from it finds them."""
-    from config import load_recipe
     from config.load import new_recipe
     from data.example_table import encode_table, keep_table
     from data.examples import examples_tokenizer
@@ -90,11 +89,10 @@ def write_recipe(options: argparse.Namespace, path: Path) -> None:
     assert examples is not None
     train, valid = (encode_table(file, config, tokenizer) for file in (examples.train, examples.valid))
     sections = fit(sections, config, train, valid, settings_in(options.overrides), options.epochs or EPOCHS)
-    _, text = new_recipe(sections, str(path), options.overrides)
-    keep_or_write(path, f"# {options.task} from {options.model}\n{text}")
-    config = load_recipe(str(path))
+    config, text = new_recipe(sections, str(path), options.overrides)
     for table in (train, valid):
         keep_table(table, config, tokenizer)
+    keep_or_write(path, f"# {options.task} from {options.model}\n{text}")
 
 
 def check_options(options: argparse.Namespace, recipe: Path) -> None:

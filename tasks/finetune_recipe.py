@@ -166,10 +166,9 @@ def objective_section(options: argparse.Namespace) -> dict[str, Any]:
         return {"mean": float(f"{fmean(numbers):.6g}"), "scale": float(f"{pstdev(numbers):.6g}")}
     counts: Counter[str] = Counter()
     for record in read_records(options.train):
-        value = value_of(record, options.label)
-        if options.task == "token_classification":
-            value = iob2(record[0], value, options.tags)
-        counts.update(map(label_name, value if isinstance(value, list) else [value]))
+        where, value = record[0], value_of(record, options.label)
+        of_words = options.task == "token_classification" and isinstance(value, list)
+        counts.update(label_name(where, one) for one in (iob2(where, value, options.tags) if of_words else [value]))
     labels = sorted(counts, key=lambda name: (name != "O", len(name) if name.isdecimal() else 0, name))
     check_different(options.train, labels)
     section: dict[str, Any] = {"labels": labels}

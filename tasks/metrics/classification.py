@@ -27,7 +27,7 @@ def classification(true_N: Sequence[Any] | NDArray[Any], predicted_N: Sequence[A
         "balanced_accuracy": metrics.recall_score(
             true_N, predicted_N, labels=np.unique(true_N), average="macro", zero_division=0
         ),
-        "matthews": metrics.matthews_corrcoef(true_N, predicted_N),
+        "matthews": metrics.matthews_corrcoef(true_N, predicted_N) if len(np.union1d(true_N, predicted_N)) > 1 else 0.0,
     }
     for average in ("macro", "weighted"):
         three = metrics.precision_recall_fscore_support(true_N, predicted_N, average=average, zero_division=0)

@@ -63,6 +63,7 @@ def refused(capsys, *arguments: object, **files: object) -> str:
         ("classification", "text,label\na,x\nb,y\n", "text,label\n", "valid.csv: holds no examples"),
         ("regression", "text,label\na,1\nb,2\n", "text,label\na,two\n", "valid.csv:2: label is 'two', not a number"),
         ("regression", "text,label\na,1\nb,1\n", "text,label\na,1\n", "train.csv: all labels are 1.0, and there is nothing to tell apart"),
+        ("regression", "text,label\na,1\nb,-1e300\n", "text,label\na,1\n", "train.csv:3: label is -1e+300, which cannot be learned"),
         ("relation", "text,label\n[E1]a[/E1] [E2]b[/E2],x\nb,y\n", "text,label\n", "train.csv:3: [E1] stands 0 times"),
         ("classification", f"text,label\n{'word ' * 99},x\nb,y\n", "text,label\na,x\n", "leaves room for 126: set data.examples.truncate=true"),
         ("seq2seq", "text,label\na,x\n", "text,label\na,x\n", "is a model of family bert, and seq2seq is for family t5"),
@@ -95,6 +96,18 @@ def test_iob1_is_read_if_asked_to_and_other_tags_are_labels(models):
     Path("train.conll").write_text("EU NOUN\nrejects VERB\n")
     config = written("token_classification", models["bert"], "train.conll", recipe="words.yaml")
     assert config.objective.labels == ("NOUN", "VERB") and not config.objective.has_entities
+
+
+@pytest.mark.parametrize("task", ["classification", "token_classification"])
+def test_several_labels_are_none(models, capsys, task):
+    """A list for a text, a list for a word."""
+    example = {"text": ["a", "b"], "label": [["x"], "y"]} if "token" in task else {"text": "a", "label": ["x", "y"]}
+    Path("train.jsonl").write_text(json.dumps(example) + "\n")
+    message = refused(capsys, task, models["bert"], "train.jsonl")
+    assert "train.jsonl:1: ['x'" in message and "is no label: give each example" in message
+    Path("train.jsonl").write_text('{"text": ["a"], "label": 5}\n{"text": ["a"], "label": 6}\n')
+    message = refused(capsys, task, models["bert"], "train.jsonl")
+    assert ("no list of tags" if "token" in task else "text is list, not text") in message
 
 
 def test_labels_stay_what_they_are(models):

@@ -19,6 +19,7 @@ def test_classes_as_in_scikit_learns_documentation():
     expected = {"accuracy": 0.6, "precision_macro": 0.5, "recall_macro": 0.56, "f1_macro": 0.49, "f1_weighted": 0.61}
     assert {name: round(values[name], 2) for name in expected} == expected
     assert values["balanced_accuracy"] == pytest.approx((1 + 0 + 2 / 3) / 3)
+    assert metrics.classification([1, 1], [1, 1])["matthews"] == 0.0
     table = metrics.confusion([2, 0, 2, 2, 0, 1], [0, 0, 2, 2, 0, 2], 3)
     assert table.tolist() == [[2, 0, 0], [0, 0, 1], [1, 0, 2]]
 
