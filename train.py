@@ -78,7 +78,7 @@ def train(command: CommandLine, stream: "Stream", tokenizer: "Tokenizer") -> int
     if not state.is_over(config):
         return exit_code(stopping)
     if world.is_main:
-        print(summary(config, run.folder, command.recipe, state))
+        print(summary(config, run.folder, command.again, state))
     return 0
 
 

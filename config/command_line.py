@@ -15,12 +15,15 @@ from config.plan import plan
 from config.rendezvous import world_size
 from config.schema import RunConfig
 
+ONCE = ("run.resume=", "run.accept_changes=")
+"""Overrides that hold for one start."""
+
 
 @dataclass(frozen=True)
 class CommandLine:
     config: RunConfig
-    recipe: str
-    """As it was typed."""
+    again: tuple[str, ...]
+    """What was typed, but for the settings in ONCE."""
     debug: bool
     self_check: bool
     debug_rank: int | None = None
@@ -73,7 +76,9 @@ def parse_command_line(arguments: list[str], environ: Mapping[str, str]) -> Comm
             f"monitor.inspect_ranks names rank {max(config.monitor.inspect_ranks)}, but the ranks of this launch are 0 to "
             f"{ranks - 1}"
         )
-    return CommandLine(config, typed.recipe, typed.debug, typed.self_check, terminal)
+    lasting = [text for text in typed.overrides if not text.startswith(ONCE)]
+    again = (typed.recipe, *["--debug"] * typed.debug, *lasting)
+    return CommandLine(config, again, typed.debug, typed.self_check, terminal)
 
 
 def dry_run(config: RunConfig, ranks: int | None, environ: Mapping[str, str]) -> str:

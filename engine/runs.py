@@ -10,9 +10,10 @@ runs/NAME/
 import fcntl
 import json
 import os
+import shlex
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,8 +86,8 @@ def open_run(config: RunConfig, documents: dict[str, str], world: World, say: Sa
     return Run(folder, checkpoint, state, lock)
 
 
-def summary(config: RunConfig, run_folder: Path, recipe: str, state: RunState) -> str:
-    """What a finished run leaves behind, and what can be done with it."""
+def summary(config: RunConfig, run_folder: Path, again: Sequence[str], state: RunState) -> str:
+    """What a finished run leaves behind, and what can be done with it; `again` is what stood behind train.py."""
     records = [json.loads(line) for line in (run_folder / METRICS).read_text().splitlines()]
     losses = [r for r in records if "validation_loss" in r]
     samples = [r["sample"] for r in records if "sample" in r]
@@ -108,13 +109,13 @@ def summary(config: RunConfig, run_folder: Path, recipe: str, state: RunState) -
     checkpoint = committed(run_folder / "checkpoints")[-1]
     steps = 2 * config.schedule.steps
     consent = "" if config.schedule.name in ENDLESS else " run.accept_changes=true"
-    bin_ = _commands_folder()
+    bin_, longer = _commands_folder(), [word for word in again if not word.startswith("schedule.steps=")]
     lines += [
         f"checkpoint    {run_folder}/checkpoints/{checkpoint}",
         *([f"best          after step {state.best_step:,}"] if config.validation.keep_best else []),
         f"curves        {bin_}tensorboard --logdir {run_folder.parent}",
-        f"train longer  {bin_}deepspeed train.py {recipe} schedule.steps={steps}{consent}",
-        f"start over    {bin_}deepspeed train.py {recipe} run.resume=fresh",
+        f"train longer  {bin_}deepspeed train.py {shlex.join(longer)} schedule.steps={steps}{consent}",
+        f"start over    {bin_}deepspeed train.py {shlex.join(again)} run.resume=fresh",
     ]
     if config.objective.name in WRITE_TEXT:
         lines.insert(-2, f"more text     {bin_}python -m tasks generate {run_folder} --prompt TEXT")

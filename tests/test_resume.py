@@ -2,6 +2,7 @@
 
 import os
 import pkgutil
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -141,9 +142,14 @@ def test_a_damaged_checkpoint_is_skipped_with_a_message(recipe, tmp_path, undist
 def test_a_finished_run_says_so_and_starting_over_sets_it_aside(recipe, tmp_path):
     assert train(recipe).returncode == 0
     first = losses(tmp_path / "runs/tiny")
-    again = train(recipe)
+    again = train(recipe, "schedule.steps=12", "run.resume=must", "monitor.sample_prompt=a b")
     assert again.returncode == 0 and "is complete: 12 steps, validation loss" in again.stdout
-    assert "train longer" in again.stdout and "start over" in again.stdout
+    told, typed = (
+        dict(re.findall(r"(train longer|start over) .*train\.py (.*)", again.stdout)),
+        "'monitor.sample_prompt=a b'",
+    )
+    assert told["train longer"] == f"{recipe} {typed} schedule.steps=24 run.accept_changes=true"
+    assert told["start over"] == f"{recipe} schedule.steps=12 {typed} run.resume=fresh"
     assert losses(tmp_path / "runs/tiny") == first
 
     fresh = train(recipe, "run.resume=fresh")

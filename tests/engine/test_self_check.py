@@ -93,5 +93,5 @@ def test_the_exit_code_is_the_verdict(recipe, monkeypatch, failures, code):
     monkeypatch.setattr("engine.self_check.self_check", lambda *_: Verdict("verdict", failures))
     world = type("World", (), {"is_main": True})()
     monkeypatch.setattr("engine.dist.connected", lambda *_: nullcontext(world))
-    command = CommandLine(load_recipe(str(recipe), []), str(recipe), debug=False, self_check=True)
+    command = CommandLine(load_recipe(str(recipe), []), (str(recipe),), debug=False, self_check=True)
     assert train.check(command, stream=None) == code
