@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from config.section import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from config.supervised_schema import HEADED
 from config.transformer_schema import TransformerConfig
 
 if TYPE_CHECKING:
@@ -150,9 +151,12 @@ def check_adapter(config: "RunConfig") -> None:
             f"{asked} does not work with optimizer.name muon, which orthogonalises updates of whole hidden matrices, not of "
             "an adapter's factors: set it to adamw"
         )
-    for setting, neutral in (("embedding_lr_ratio", 1.0), ("decay_embeddings", True)):
+    frozen = [("embedding_lr_ratio", 1.0, "embeddings"), ("decay_embeddings", True, "embeddings")]
+    if not isinstance(config.objective, HEADED):
+        frozen.append(("head_lr_ratio", 1.0, "the head"))
+    for setting, neutral, what in frozen:
         if getattr(optimizer, setting) != neutral:
-            raise ValueError(f"optimizer.{setting} has no effect under {asked}, which freezes embeddings: remove it")
+            raise ValueError(f"optimizer.{setting} has no effect under {asked}, which freezes {what}: remove it")
     if isinstance(adapter, LowRank):
         _check_targets(adapter, config.model)
     if isinstance(adapter, AdaLoRA) and adapter.initial_steps + adapter.final_steps >= config.schedule.steps:

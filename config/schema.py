@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from config.adapter_schema import NO_ADAPTER, AdapterConfig, check_adapter
 from config.contrastive_schema import PairsSection
+from config.count import count_parameters
 from config.model_schema import ModelConfig
 from config.monitor_schema import MonitorSection
 from config.objective_check import check_objective, fill_objective
@@ -237,6 +238,11 @@ class RunConfig(Section):
         if self.validation.keep_best and not self.checkpoint.every_steps:
             raise ValueError(
                 "validation.keep_best keeps a checkpoint, and checkpoint.every_steps 0 saves none: set one"
+            )
+        if self.optimizer.head_lr_ratio != 1 and not count_parameters(self.model, self.objective).head:
+            raise ValueError(
+                f"optimizer.head_lr_ratio {self.optimizer.head_lr_ratio:g} has no effect: under model.tied_embeddings the head "
+                "is the embedding, whose rate optimizer.embedding_lr_ratio scales; remove it"
             )
         for phase in self.data.mixture_schedule:
             if len(phase.weights) != len(self.data.datasets):

@@ -44,6 +44,7 @@ def test_parameters_equal_those_trained(config, settings):
         ),
         ({"adapter": {"name": "lora"}, "engine": {"tensor_parallel": 2}}, "engine.tensor_parallel 2"),
         ({"adapter": {"name": "lora"}, "optimizer": {"decay_embeddings": False}}, "decay_embeddings has no effect"),
+        ({"adapter": {"name": "lora"}, "optimizer": {"head_lr_ratio": 2}}, "head_lr_ratio has no effect .* the head"),
         ({"adapter": {"name": "lora", "rank": 20}}, "adapter.rank 20 is more than the 16 of k_proj"),
         ({"adapter": {"name": "lora", "targets": ["gate_proj"]}, "model": {"preset": "gpt2"}}, "gate_proj"),
         ({"adapter": {"name": "lora", "targets": ["q_proj", "q_proj"]}}, "name a matrix twice: name each once"),
