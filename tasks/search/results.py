@@ -77,11 +77,11 @@ def comparable(study: "Study") -> "tuple[str, Study | None]":
     trials = [trial for trial in known_trials(study) if trial.intermediate_values]
     values = {t.number: t.value for t in trials if t.state == optuna.trial.TrialState.COMPLETE}
     basis = f"{len(values)} complete trials"
-    if len(values) < LEAST_FOR_IMPORTANCE and trials:
-        step = min(min(trial.intermediate_values) for trial in trials)
-        early = {trial.number: trial.intermediate_values.get(step, math.nan) for trial in trials}
-        values = {number: value for number, value in early.items() if math.isfinite(value)}
-        basis = f"{len(values)} trials after {step:,} steps"
+    curves = {t.number: {step: v for step, v in t.intermediate_values.items() if math.isfinite(v)} for t in trials}
+    if len(values) < LEAST_FOR_IMPORTANCE and any(curves.values()):
+        first = min(step for curve in curves.values() for step in curve)
+        values = {number: curve[first] for number, curve in curves.items() if first in curve}
+        basis = f"{len(values)} trials after {first:,} steps"
     if len(values) < LEAST_FOR_IMPORTANCE or len(set(values.values())) < 2:
         return basis, None
     judged = optuna.create_study(direction=study.direction)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from config import load_recipe
 from tasks.__main__ import main
 from tasks.search import add_arguments
 from tasks.search.question import Question, launcher_words, read_question
+from tasks.search.results import comparable
 from tasks.search.study import interrupt, open_study, origin
 from tests.conftest import ROOT, environment, metrics
 
@@ -159,6 +161,17 @@ def test_the_best_is_trained_for_twice_its_own_steps(recipe, folder, capsys):
     assert main([*words, "--space", "schedule.steps=90,91", "--space", "optimizer.lr=1e-2,1e-1"]) == 0
     best = found(folder)["trials"][found(folder)["best"]]["params"]
     assert f"best.yaml schedule.steps={2 * int(best['schedule.steps'])}" in capsys.readouterr().out
+
+
+def test_what_mattered_is_told_from_first_validations_beside_a_trial_that_diverged():
+    """Which has a mark before them, worse than any number, for the sampler."""
+    study, distributions = optuna.create_study(), {"lr": FloatDistribution(0, 1)}
+    for lr in (0.1, 0.2, 0.4, 0.8, 1.0):
+        trial = study.ask(distributions)
+        trial.report(math.nan if lr == 1.0 else lr, 6 if lr == 1.0 else 10)
+        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+    basis, judged = comparable(study)
+    assert basis == "4 trials after 10 steps" and [trial.value for trial in judged.trials] == [0.1, 0.2, 0.4, 0.8]
 
 
 def test_bad_trials_are_stopped_early(recipe, folder, monkeypatch):
