@@ -118,6 +118,13 @@ class Tokenizer:
                 )
         return Tokenizer(model.to_str(), self.eod_token)
 
+    def lowercased(self) -> "Tokenizer":
+        """The same tokenizer behind a step that makes capitals small."""
+        model = tokenizers.Tokenizer.from_str(self.spec)
+        own = [model.normalizer] if model.normalizer else []
+        model.normalizer = tokenizers.normalizers.Sequence([tokenizers.normalizers.Lowercase(), *own])
+        return Tokenizer(model.to_str(), self.eod_token)
+
     @cached_property
     def frame(self) -> tuple[list[int], list[int]]:
         """Ids that the tokenizer.json's own template, if it has one, puts before and after a text."""

@@ -16,7 +16,7 @@ from engine.objective import TEMPERATURE
 from engine.state import read_weights
 from model import Model, build, init_weights, load_hf, load_hf_objective, set_task_head
 from model.adapters import add_adapter, merge_adapter
-from tasks.sentence_layout import SentenceLayout, read_layout, read_max_tokens
+from tasks.sentence_layout import SentenceLayout, lowers_case, read_layout, read_max_tokens
 
 RECIPE = "recipe.yaml"
 
@@ -148,4 +148,5 @@ def _read_tokenizer(folder: Path) -> Tokenizer:
             f"{folder}: tokenizer.json is missing; write it with transformers: "
             f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
         )
-    return Tokenizer.load(folder / "tokenizer.json")
+    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    return tokenizer.lowercased() if lowers_case(folder) else tokenizer

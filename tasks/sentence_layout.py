@@ -99,6 +99,12 @@ def read_max_tokens(folder: Path) -> int | None:
     return min((int(limit) for limit in limits if limit), default=None)
 
 
+def lowers_case(folder: Path) -> bool:
+    """Whether texts lose their capitals before they are tokenised."""
+    path = folder / "sentence_bert_config.json"
+    return path.is_file() and bool(read_json(path).get("do_lower_case"))
+
+
 def read_json(path: Path) -> Any:
     """Raises ConfigError if there is no such file or it is not JSON."""
     try:
