@@ -54,15 +54,14 @@ def beam_search(
         logits_BV = rows.read(prompts, sources).repeat_interleave(num_beams, dim=0)
         rows.select([row for row in range(len(prompts)) for _ in range(num_beams)])
         for length in range(1, max_new_tokens + 1):
-            parents, tokens = _extend(
-                texts, logits_BV, num_beams, length, length == max_new_tokens, stop_ids, length_penalty
-            )
-            going = [place for place, text in enumerate(texts) if not _is_done(text, num_beams, length, length_penalty)]
-            for place in set(range(len(texts))) - set(going) if length < max_new_tokens else range(len(texts)):
+            last = length == max_new_tokens
+            parents, tokens = _extend(texts, logits_BV, num_beams, length, last, stop_ids, length_penalty)
+            going = [] if last else [n for n, text in enumerate(texts) if not _is_done(text, length, length_penalty)]
+            for place in set(range(len(texts))) - set(going):
                 score, chosen = max(texts[place].finished, key=lambda entry: entry[0])
                 best[texts[place].number] = chosen, score
-            if not going or length == max_new_tokens:
-                return best
+            if not going:
+                break
             kept = [place * num_beams + beam for place in going for beam in range(num_beams)]
             if len(going) < len(texts):
                 rows.select([parents[row] for row in kept])
@@ -104,8 +103,8 @@ def _extend(
     return parents, tokens
 
 
-def _is_done(text: _Text, num_beams: int, length: int, length_penalty: float) -> bool:
-    return len(text.finished) == num_beams and text.scores[0] / length**length_penalty <= text.finished[-1][0]
+def _is_done(text: _Text, length: int, length_penalty: float) -> bool:
+    return len(text.finished) == len(text.beams) and text.scores[0] / length**length_penalty <= text.finished[-1][0]
 
 
 def _check_lengths(
