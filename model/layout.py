@@ -4,7 +4,8 @@ Letters: B rows, T row length, N = B x T tokens, S documents.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,8 @@ class Layout:
     cached rows of several lengths (`newest`)."""
     block_mask: Any = None
     """The same as flex attention wants it."""
+    lengths: tuple[int, ...] = ()
+    """Of the documents of a single row, for kernels that go through them one by one; see `packed`."""
 
     @classmethod
     def from_cu_seqlens(
@@ -57,6 +60,12 @@ class Layout:
             positions_BT=positions.view(batch, length).to(device),
             document_ids_BT=document_ids.view(batch, length).to(device),
         )
+
+    @classmethod
+    def packed(cls, lengths: Sequence[int], device: Any = None) -> "Layout":
+        """Layout of one row in which documents of these lengths stand one behind another."""
+        bounds = list(accumulate(lengths, initial=0))
+        return replace(cls.from_cu_seqlens(bounds, 1, bounds[-1], device), lengths=tuple(lengths))
 
     @classmethod
     def padded(cls, lengths_B: Tensor | np.ndarray | Sequence[int], length: int, device: Any = None) -> "Layout":

@@ -4,6 +4,7 @@ Letters: N texts, B rows, T row length, D dimensions.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 import torch
@@ -19,15 +20,18 @@ from tasks.checkpoints import Trained, check_family
 from tasks.sentence_layout import Pooling
 
 CPU_BATCH_TOKENS, BATCH_TOKENS = 2_048, 16_384
-"""Tokens that the model reads at once, padding included. A CPU's caches hold no more: 58 texts/s with 2,048 tokens, 30 with
-16,384 (6 layers, 384 wide, one core)."""
-CPU_PADDING = 32
-"""Tokens of padding beyond which a CPU does better with another batch, which costs it as much as so many tokens: reading the
-weights once more. 6 layers, 384 wide, one core, a text alone and one of 16: 9.8 and 2.4 ms at 8 tokens, 16.1 and 8.1 at 32."""
+"""Tokens that the model reads at once, padding included. A CPU's caches hold no more."""
+BF16_LENGTHS = 32
+"""A row of texts in bfloat16 is filled up to a multiple of so many tokens: oneDNN compiles a product anew for each length. 32
+texts of 26 tokens each (6 layers, 384 wide, one core): 92 ms with a new length, 58 with one that it has seen."""
 
 
 class Embedder:
-    """Texts in, vectors out: tokenise, read in batches of similar length, pool, cut to `dimensions`, normalise."""
+    """Texts in, vectors out: tokenise, read in batches, pool, cut to `dimensions`, normalise.
+
+    On a CPU the texts of a batch stand behind each other in one row, so that nothing is computed of padding. On a GPU, where
+    this has not been measured, they are rows of similar length.
+    """
 
     def __init__(
         self,
@@ -57,11 +61,10 @@ class Embedder:
         self.width = trained.config.hidden_size
         self.dimensions = choose_dimensions(dimensions, trained.layout.dimensions or self.width)
         self.max_tokens = choose_max_tokens(max_tokens, trained, len(self.begin) + 1 + len(self.end))
-        on_cpu = self.model.embed_tokens.weight.device.type == "cpu"
+        self.packs = self.model.embed_tokens.weight.device.type == "cpu"
         if batch_tokens is not None and batch_tokens < 1:
             raise ConfigError(f"batch_tokens {batch_tokens}: choose at least 1")
-        self.batch_tokens = batch_tokens or (CPU_BATCH_TOKENS if on_cpu else BATCH_TOKENS)
-        self.padding = CPU_PADDING if on_cpu else self.batch_tokens
+        self.batch_tokens = batch_tokens or (CPU_BATCH_TOKENS if self.packs else BATCH_TOKENS)
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Vectors [N, D] in the order of the texts, fp32 on the CPU; too long texts are cut."""
@@ -84,32 +87,53 @@ class Embedder:
     @torch.no_grad()
     def encode_tokens(self, rows: Sequence[list[int]]) -> Tensor:
         """Vectors [N, D], fp32 on the CPU, of rows of 1 to `max_tokens` ids, special tokens included."""
-        vector_ND = torch.empty(len(rows), self.dimensions)
-        for numbers in batches([len(row) for row in rows], self.batch_tokens, self.padding):
+        vector_ND, lengths = torch.empty(len(rows), self.dimensions), [len(row) for row in rows]
+        for numbers in (packs if self.packs else batches)(lengths, self.batch_tokens):
             vector_ND[numbers] = self._encode_batch([rows[number] for number in numbers]).cpu()
         return vector_ND
 
     def _encode_batch(self, rows: list[list[int]]) -> Tensor:
-        device = self.model.embed_tokens.weight.device
-        longest = max(map(len, rows))
+        vector_BD = (self._read_packed if self.packs else self._read_padded)(rows)[:, : self.dimensions]
+        return F.normalize(vector_BD, dim=1) if self.normalize else vector_BD
+
+    def _read_packed(self, rows: list[list[int]]) -> Tensor:
+        lengths = [len(row) for row in rows]
+        multiple = BF16_LENGTHS if self.model.embed_tokens.weight.dtype == torch.bfloat16 else 1
+        blank = -sum(lengths) % multiple
+        parts = [*lengths, blank] if blank else lengths
+        tokens_1N = torch.tensor([[*chain.from_iterable(rows), *[0] * blank]])
+        hidden_1ND = self.model(tokens_1N, layout=Layout.packed(parts) if len(parts) > 1 else None).float()
+        texts = zip(hidden_1ND.split(parts, dim=1), torch.tensor(lengths).split(1), strict=False)
+        return torch.cat([pool(hidden_1TD, length_1, self.pooling) for hidden_1TD, length_1 in texts])
+
+    def _read_padded(self, rows: list[list[int]]) -> Tensor:
+        device, longest = self.model.embed_tokens.weight.device, max(map(len, rows))
         tokens_BT, lengths_B = map(torch.from_numpy, padded([np.array(row, np.int64) for row in rows], longest, 0))
         layout = Layout.padded(lengths_B, longest, device) if lengths_B.min() < longest else None
         hidden_BTD = self.model(tokens_BT.to(device), layout=layout)
-        vector_BD = pool(hidden_BTD.float(), lengths_B.to(device), self.pooling)[:, : self.dimensions]
-        return F.normalize(vector_BD, dim=1) if self.normalize else vector_BD
+        return pool(hidden_BTD.float(), lengths_B.to(device), self.pooling)
 
 
-def batches(lengths: Sequence[int], tokens: int, padding: int | None = None) -> Iterator[list[int]]:
-    """Numbers of the rows of each batch, longest rows first: as many as, padded to the longest, have at most `tokens`
-    tokens and `padding` of padding among them, and at least one."""
+def packs(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
+    """Numbers of the rows of each batch, in order: as many as have at most `tokens` tokens together, and at least one."""
+    pack: list[int] = []
+    total = 0
+    for number, length in enumerate(lengths):
+        if pack and total + length > tokens:
+            yield pack
+            pack, total = [], 0
+        pack.append(number)
+        total += length
+    if pack:
+        yield pack
+
+
+def batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
+    """Numbers of the rows of each batch, longest rows first: as many as have at most `tokens` tokens, padded to the longest,
+    and at least one."""
     order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
     while order:
-        longest, blank, size = lengths[order[0]], 0, 0
-        for number in order[: max(1, tokens // longest)]:
-            blank += longest - lengths[number]
-            if blank > (tokens if padding is None else padding):
-                break
-            size += 1
+        size = max(1, tokens // lengths[order[0]])
         yield order[:size]
         order = order[size:]
 

@@ -16,7 +16,7 @@ from model.layout import Layout, dense_mask
 from model.spec import AttentionSpec
 
 SHORT_ROW = 512
-"""Tokens of a row up to which two matrix products beat SDPA in bf16 on a CPU."""
+"""Tokens of a row up to which two matrix products beat SDPA in bf16 on a CPU, if there is a backward pass."""
 
 
 def attend_sdpa(
@@ -30,7 +30,12 @@ def attend_sdpa(
     bias_HTS: Tensor | None = None,
     keys: Layout | None = None,
 ) -> Tensor:
-    """Windows in blocks, whole rows with SDPA's causal flag or no mask, the rest with a dense mask."""
+    """Packed documents one by one, windows in blocks, whole rows with SDPA's causal flag or no mask, the rest with a dense
+    mask."""
+    if layout is not None and layout.lengths:
+        assert keys is None and bias_HTS is None
+        documents = zip(*(x.split(layout.lengths, dim=1) for x in (q_BTHE, k_BSKE, v_BSKE)), strict=True)
+        return torch.cat([attend_sdpa(*qkv, spec=spec, layout=None, dropout=dropout) for qkv in documents], dim=1)
     (rows, queries), length, device = q_BTHE.shape[:2], k_BSKE.shape[1], q_BTHE.device
     if bias_HTS is None and keys is None and runs_in_blocks(spec, queries, length):
         prepared = layout.mask_B1TS if layout is not None else None
@@ -48,15 +53,17 @@ def attend_sdpa(
 def with_mask(spec: AttentionSpec, x_BTD: Tensor, layout: Layout | None, keys: Layout | None) -> Layout | None:
     """The layout with the mask that attend_sdpa wants; nothing for whole rows, whose masks are cheap."""
     rows, queries = x_BTD.shape[:2]
+    if layout is not None and layout.lengths:
+        return layout
     if layout is not None and keys is None and runs_in_blocks(spec, queries, queries):
         return replace(layout, mask_B1TS=block_visible(spec, layout, rows, queries, x_BTD.device))
     return with_dense_mask(spec, x_BTD, layout, keys)
 
 
 def _prefers_products(q_BTHE: Tensor, k_BSKE: Tensor, spec: AttentionSpec) -> bool:
-    """SDPA has no softcap, and its backward pass is slow for short rows in bf16 on a CPU."""
+    """SDPA has no softcap, and its backward pass (not the forward one) is slow for short rows in bf16 on a CPU."""
     queries, length = q_BTHE.shape[1], k_BSKE.shape[1]
-    slow = k_BSKE.device.type == "cpu" and k_BSKE.dtype == torch.bfloat16 and queries > 1
+    slow = k_BSKE.requires_grad and k_BSKE.device.type == "cpu" and k_BSKE.dtype == torch.bfloat16 and queries > 1
     return spec.softcap is not None or (slow and max(queries, length) <= SHORT_ROW)
 
 

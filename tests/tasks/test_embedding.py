@@ -13,7 +13,7 @@ from config.objective_schema import CausalLM, Contrastive, MaskedLM, SpanCorrupt
 from data.specials import BERT as BERT_NAMES
 from data.tokenizer import byte_tokenizer
 from tasks.checkpoints import Trained, load_model
-from tasks.embedding import Embedder, batches
+from tasks.embedding import Embedder, batches, packs
 from tests.model.tiny import tiny_config, tiny_model, tiny_t5
 from tests.tasks.hugging_face import BERT, GPT2, LLAMA, MODERNBERT, save
 
@@ -57,6 +57,21 @@ def test_vectors_are_those_of_sentence_transformers(make, config, mode, framed, 
     assert actual_ND.shape == (len(texts), 8) and (actual_ND - expected_ND).abs().max() <= 1e-6
 
 
+def test_capitals_are_made_small_where_the_folder_says_so(tmp_path):
+    save(tmp_path / "hf", transformers.BertModel, BERT)
+    transformer = Transformer(str(tmp_path / "hf"), do_lower_case=True)
+    theirs = SentenceTransformer(modules=[transformer, Pooling(32, "mean")], device="cpu")
+    theirs.save(str(tmp_path / "st"))
+    (tmp_path / "st/tokenizer.json").write_bytes((tmp_path / "hf/tokenizer.json").read_bytes())
+    (tmp_path / "st/sentence_bert_config.json").write_text('{"do_lower_case": true}')
+    texts = ["Größe 1", "ÄRGER mit ABC", "small"]
+    actual_ND = Embedder(load_model(tmp_path / "st", CPU)).encode(texts)
+    assert (actual_ND - theirs.encode(texts, convert_to_tensor=True)).abs().max() <= 1e-6
+    assert torch.equal(
+        actual_ND, Embedder(load_model(tmp_path / "hf", CPU), normalize=False).encode([t.lower() for t in texts])
+    )
+
+
 def test_vectors_of_bert_weights_are_the_states_of_transformers(tmp_path):
     theirs = save(tmp_path, transformers.BertModel, BERT)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
@@ -83,8 +98,24 @@ def test_batches_hold_similar_lengths_within_the_budget():
     found = list(batches(lengths, 100))
     assert sorted(number for batch in found for number in batch) == list(range(7))
     assert [[lengths[i] for i in batch] for batch in found] == [[200], [50, 49], [7, 7, 3, 1]]
-    found = list(batches(lengths, 100, padding=4))
-    assert [[lengths[i] for i in batch] for batch in found] == [[200], [50, 49], [7, 7, 3], [1]]
+
+
+def test_packs_hold_rows_in_order_within_the_budget():
+    assert list(packs([3, 50, 47, 1, 200, 1, 49], 100)) == [[0, 1, 2], [3], [4], [5, 6]]
+    assert list(packs([], 100)) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("preset", ["bert", "modernbert", "llama"])
+def test_texts_in_one_row_get_the_vectors_of_padded_rows(preset, dtype):
+    """As a CPU and as a GPU read them; ModernBERT's longest text passes its windows."""
+    config = tiny_config(preset, vocab_size=320)
+    embedder = Embedder(trained_here(config, CausalLM() if preset == "llama" else MaskedLM()))
+    embedder.model.to(dtype)
+    rows = [[7] * 3, list(range(60)), [1], list(range(50, 90))]
+    packed_ND = embedder.encode_tokens(rows)
+    embedder.packs = False
+    assert (embedder.encode_tokens(rows) - packed_ND).abs().max() <= (1e-6 if dtype == torch.float32 else 2e-2)
 
 
 @pytest.mark.parametrize(
