@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests import forked
+from tests.ranks import free_port, rank_environ
 
 ROOT = Path(__file__).parents[1]
 # Background jobs are started with Ctrl-C ignored, and what tests start would ignore it, too.
@@ -109,12 +110,14 @@ def environment(**extra: str) -> dict[str, str]:
     return {**clean, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "TOKENIZERS_PARALLELISM": "false", **extra}
 
 
-def train(*arguments: str | Path, launcher: tuple[str, ...] = (), **extra: str) -> subprocess.CompletedProcess:
-    """Run train.py to its end under a launcher; without one in a forked process that has its imports behind it."""
+def train(
+    *arguments: str | Path, launcher: tuple[str, ...] = (), ranks: int = 1, **extra: str
+) -> subprocess.CompletedProcess:
+    """Run train.py to its end under a launcher; without one as ranks that are forked with its imports behind them."""
     command = [*launcher, "train.py", *map(str, arguments)]
     if launcher:
         return subprocess.run(command, cwd=ROOT, env=environment(**extra), capture_output=True, text=True, timeout=280)
-    return run_forked(command, environment(**extra))
+    return run_forked(command, environment(**extra), ranks)
 
 
 def task(*arguments: str | Path) -> subprocess.CompletedProcess:
@@ -122,11 +125,19 @@ def task(*arguments: str | Path) -> subprocess.CompletedProcess:
     return run_forked(["tasks", *map(str, arguments)], environment())
 
 
-def run_forked(command: list[str], environ: dict[str, str]) -> subprocess.CompletedProcess:
+def run_forked(command: list[str], environ: dict[str, str], ranks: int = 1) -> subprocess.CompletedProcess:
+    """The output of all ranks, the first before the others, and an exit code that is 0 if all are."""
+    port = str(free_port())
+    places = [rank_environ(rank, ranks, port) if ranks > 1 else {} for rank in range(ranks)]
     with tempfile.TemporaryDirectory() as folder:
-        code = forked.finish(forked.start(Path(folder) / "run", environ, run_command, command), 280)
-        out, err = (Path(f"{folder}/run.{stream}").read_text() for stream in ("out", "err"))
-    return subprocess.CompletedProcess(command, code, out, err)
+        files = [Path(folder) / f"rank{rank}" for rank in range(ranks)]
+        started = [
+            forked.start(file, {**environ, **place}, run_command, command)
+            for file, place in zip(files, places, strict=True)
+        ]
+        codes = [forked.finish(process, 280) for process in started]
+        out, err = ("".join(Path(f"{file}.{stream}").read_text() for file in files) for stream in ("out", "err"))
+    return subprocess.CompletedProcess(command, max(codes, key=abs), out, err)
 
 
 def run_command(command: list[str]) -> None:

@@ -8,8 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from tests import forked
 
 
@@ -18,9 +16,10 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout
     port = str(free_port())
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / str(rank) for rank in range(world_size)]
+        environs = [{**os.environ, **rank_environ(rank, world_size, port)} for rank in range(world_size)]
         processes = [
-            forked.start(file, rank_environ(rank, world_size, port), _keep_result, f"{file}.result", function, args)
-            for rank, file in enumerate(files)
+            forked.start(file, environ, _keep_result, f"{file}.result", function, args)
+            for file, environ in zip(files, environs, strict=True)
         ]
         codes = [forked.finish(process, timeout) for process in processes]
         errors = [
@@ -33,8 +32,8 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout
 
 
 def rank_environ(rank: int, world_size: int, port: str) -> dict[str, str]:
+    """What a launcher sets."""
     return {
-        **os.environ,
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(world_size),
@@ -50,6 +49,8 @@ def free_port() -> int:
 
 
 def _keep_result(result: str, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    import torch.distributed as dist
+
     value = function(*args)
     if dist.is_initialized():
         dist.destroy_process_group()

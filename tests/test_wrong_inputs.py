@@ -12,8 +12,6 @@ import pytest
 
 from tests.conftest import ROOT, environment, losses, train
 
-TWO_RANKS = (str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc-per-node", "2")
-
 
 @pytest.fixture
 def own_corpus(corpus, tmp_path) -> Path:
@@ -122,7 +120,7 @@ def test_a_bad_token_that_only_the_second_rank_reads_is_reported_once(recipe, ow
     content = shard.read_bytes()
     half = len(content) // 4 * 2
     shard.write_bytes(content[:half] + b"\xff\x7f" * ((len(content) - half) // 2))
-    result = train(recipe, use(own_corpus), launcher=TWO_RANKS)
+    result = train(recipe, use(own_corpus), ranks=2)
     assert result.returncode != 0
     assert "error: " in result.stderr and "token id 32,767" in result.stderr
 

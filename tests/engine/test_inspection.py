@@ -4,7 +4,6 @@ import gzip
 import json
 import math
 import re
-import sys
 
 import pytest
 import torch
@@ -123,7 +122,7 @@ def test_compiled_blocks_and_two_ranks_are_looked_into_as_well(recipe, tmp_path)
         "monitor.memory_steps=[3]",
         "monitor.profile_steps=[3]",
         "monitor.inspect_ranks=[1]",
-        launcher=(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+        ranks=2,
     )
     assert result.returncode == 0, result.stderr
     inspect = tmp_path / "runs/tiny/inspect"

@@ -9,10 +9,8 @@ from pathlib import Path
 import pytest
 
 from launch.accelerate_config import accelerate_config
-from tests import forked
-from tests.conftest import ROOT, environment, losses, metrics, run_command, write_recipe
+from tests.conftest import ROOT, environment, losses, metrics, train, write_recipe
 from tests.launch.two_hosts import BIN, Host, finish, hosts
-from tests.ranks import free_port, rank_environ
 
 __all__ = ["hosts"]
 pytestmark = pytest.mark.slow
@@ -30,12 +28,8 @@ def home(corpus, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def reference(home) -> dict[int, float]:
     """The losses of two ranks on one host."""
-    port, command = str(free_port()), ["train.py", f"{home}/tiny.yaml", "run.name=one-host"]
-    ranks = [
-        forked.start(home / f"rank{rank}", environment(**rank_environ(rank, 2, port)), run_command, command)
-        for rank in range(2)
-    ]
-    assert [forked.finish(rank, 120) for rank in ranks] == [0, 0], (home / "rank0.err").read_text()
+    done = train(home / "tiny.yaml", "run.name=one-host", ranks=2)
+    assert done.returncode == 0, done.stderr
     return losses(home / "runs/one-host")
 
 

@@ -181,8 +181,7 @@ def test_a_tied_bert_trained_by_two_ranks_under_zero_3(recipe, tmp_path):
     recipe.write_text(
         text[:start] + f"model: {json.dumps(settings)}\nobjective: {{name: masked_lm, pairs: nsp}}\n" + text[end:]
     )
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29731")
-    result = train(recipe, "engine.ds_config=zero3", "schedule.steps=4", launcher=launcher)
+    result = train(recipe, "engine.ds_config=zero3", "schedule.steps=4", ranks=2)
     assert result.returncode == 0, result.stderr
     command = ["export", tmp_path / "runs/tiny", "--out", tmp_path / "out"]
     result = task(*command)
