@@ -95,10 +95,10 @@ def embed(model: nn.Module, batch: Batch, device: torch.device, config: Similari
 
 
 def add_temperature(model: nn.Module, config: ObjectiveConfig) -> None:
-    """Give the model the parameter that a learnable temperature is. It then returns (hidden states, temperature), so that
-    ZeRO 3 gathers the parameter with the others."""
+    """Give the model the parameter that a learnable temperature is, in the others' precision. It then returns (hidden states,
+    temperature), so that ZeRO 3 gathers the parameter with the others."""
     if isinstance(config, Similarity) and config.learnable_temperature:
-        model.temperature = Temperature(config.temperature)
+        model.temperature = Temperature(config.temperature).to(next(model.parameters()).dtype)
         model.register_forward_hook(lambda module, args, hidden_BTD: (hidden_BTD, module.temperature()))
 
 

@@ -194,6 +194,14 @@ def test_matryoshka_is_the_weighted_mean_of_the_losses_of_truncated_vectors():
     assert loss(vector_RD, dimensions=[6]) == pytest.approx(loss(vector_RD), abs=1e-12)
 
 
+def test_a_temperature_is_learned_in_low_precision_as_in_fp32(pairs):
+    """ZeRO 3 builds the model in bf16, and wants all of it in one precision."""
+    low = case_on(pairs, 4)
+    low["engine"] = {"ds_config": "zero3", "precision": "bf16"}
+    expected, found = run_ranks(1, curves, [case_on(pairs, 4), low], 2)[0]
+    assert found == pytest.approx(expected, abs=0.02)
+
+
 def test_labelled_pairs_are_learned(pairs, tmp_path):
     """A capital's positive is its small letter; chance is ln 8."""
     letters = "ABCDEFGHIJKLMNOPQRSTUVWX"
