@@ -56,7 +56,7 @@ def test_the_tail_of_a_text_file_is_held_out(tmp_path):
     assert bytes(splits["valid"][:-1].tolist()) == (b"0123456789" * 10)[75:]
 
 
-def test_verify_exits_with_1_for_damage(corpus, capsys):
+def test_verify_exits_with_1_for_damage_and_2_for_what_may_not_be_read(corpus, capsys, monkeypatch):
     _, out = prepared(corpus)
     path = out / "train-00000.bin"
     path.write_bytes(b"\xff" + path.read_bytes()[1:])
@@ -64,6 +64,13 @@ def test_verify_exits_with_1_for_damage(corpus, capsys):
     said = capsys.readouterr()
     assert "train-00000.bin: block 0 (bytes 0 to " in said.err
     assert "problems: 2 shards" in said.out
+
+    def forbidden(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", forbidden)
+    assert main(["verify", str(out)]) == 2
+    assert "Permission denied" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
