@@ -85,7 +85,7 @@ def compilers(cuda: str | None) -> list[Check]:
         checks.append(warn("g++", f"{gcc}: torch's headers need 9 or later (C++17)", "module load a newer gcc"))
     else:
         checks.append(ok("g++", gcc))
-    ninja = _version(["ninja", "--version"], r"([\d.]+)")
+    ninja = _version(["ninja", "--version"], r"(\d+(?:\.\d+)*)")
     missing = warn("ninja", "none: DeepSpeed's ops cannot be built", "pip install ninja")
     checks.append(ok("ninja", ninja) if ninja else missing)
     return [*checks, _nvcc(_version(["nvcc", "--version"], r"release ([\d.]+)"), cuda)]
