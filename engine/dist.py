@@ -75,8 +75,9 @@ def connect(timeout_seconds: float, environ: MutableMapping[str, str] = os.envir
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
-    # Only inference uses this op, yet the first init would compile it: minutes, and a killed build leaves a lock.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # type: ignore[attr-defined]
+    # Only inference uses this op, yet the first init would compile it: minutes, and a killed build leaves a lock. Asking
+    # DeepSpeed which ops there are would run compilers as well, and this is the only one that it looks up.
+    deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}  # type: ignore[attr-defined]
     # Importing DeepSpeed's own Muon, which is not used here, compiles a function of it: 0.9 s for importing the compilers.
     with mock.patch.dict(os.environ, TORCHDYNAMO_DISABLE="1"):
         import deepspeed.runtime.zero.muon.muon_optimizer
