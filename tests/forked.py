@@ -14,8 +14,9 @@ SERVER = multiprocessing.get_context("forkserver")
 # torch and DeepSpeed import compilers and Muon when they make an optimiser.
 SERVER.set_forkserver_preload(
     [
-        "torch._inductor.compile_fx", "deepspeed.runtime.zero.muon.muon_optimizer",
-        "engine.self_check", "engine.monitor", "engine.runs", "engine.sample", "tests.forked",
+        "torch._inductor.compile_fx", "deepspeed.runtime.zero.muon.muon_optimizer", "config.command_line", "config.plan",
+        "engine.debugging", "engine.inspection", "engine.self_check", "engine.monitor", "engine.runs", "engine.sample",
+        "deepspeed.module_inject.auto_ep_layer", "numpy.ma", "tests.forked",
     ]
 )  # fmt: skip
 # A library reads its number of threads when it is loaded, so all processes have one.
