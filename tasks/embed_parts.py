@@ -28,7 +28,7 @@ from tasks.embed_files import write_npy, write_npz, write_parquet
 from tasks.embedding import Embedder
 
 CHUNK_TEXTS = 1024
-"""Of one chunk, within which texts are sorted by length; a kill costs each rank one chunk."""
+"""Of one chunk; a kill costs each rank one chunk."""
 CHUNK_CHARACTERS = 8 << 20
 PLAN = "plan.json"
 CUT = b"cut"

@@ -136,6 +136,21 @@ def test_windows_in_blocks_equal_reference(spec, documents, kv_heads, monkeypatc
     assert_equals_reference(connect_sdpa(), Case("blocks", spec, (), documents, kv_heads), size=16)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "name", ["documents", "bidirectional documents", "window in documents", "softcap in documents"]
+)
+def test_documents_of_one_row_one_by_one_equal_reference(name, dtype):
+    case = BY_NAME[name]
+    q, k, v = (x[:1].detach().to(dtype) for x in case.inputs(CPU, torch.float32, 16))
+    layout = Layout.packed([5, 145, 42])
+    prepared = BACKENDS[-2].prepare(case.spec, q.flatten(2), layout, None)
+    assert prepared is layout  # no mask of all by all
+    actual = attend_sdpa(q, k, v, spec=case.spec, layout=prepared, dropout=0.0)
+    expected = attend_reference(q, k, v, spec=case.spec, layout=layout, dropout=0.0)
+    assert_close(actual, expected, name, 1e-5 if dtype == torch.float32 else 2e-2)
+
+
 def test_cross_attention_sees_the_texts_and_not_their_padding():
     q, k, v = (x.detach() for x in BY_NAME["cross"].inputs(CPU, torch.float32, 16))
     keys = Layout.padded([160, 90], 160)
