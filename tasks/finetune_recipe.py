@@ -143,6 +143,10 @@ def fields(options: argparse.Namespace, first: Record, source: Source) -> dict[s
     pair = {"pair": options.pair} if options.pair else {}
     talk = options.text if options.text in first[1] else MESSAGES
     if options.task == "instruction" and talk in first[1] and not isinstance(first[1].get(options.text), str):
+        if options.label != "label":
+            raise ConfigError(
+                f"--label {options.label}: all answers of a conversation in {talk} are learned; leave it out"
+            )
         template = chat_template(source.path)
         return {"messages": talk, **({"chat_template": template} if template else {}), **pair}
     named = {"text": options.text, "label": options.label, **pair}

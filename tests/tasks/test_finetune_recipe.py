@@ -197,13 +197,15 @@ def test_examples_are_encoded_once(models, tmp_path, monkeypatch, task, family, 
     stream.step(0)
 
 
-def test_conversations_are_found_under_any_name(models, tmp_path):
+def test_conversations_are_found_under_any_name(models, tmp_path, capsys):
     examples = write_examples(tmp_path / "train.jsonl", "conversation", count=4)
     assert written("instruction", models["gpt"], examples).data.examples.messages == "messages"
     renamed = tmp_path / "talks.jsonl"
     renamed.write_text(examples.read_text().replace('"messages"', '"talk"'))
     found = written("instruction", models["gpt"], renamed, "--text", "talk", recipe="talks.yaml").data.examples
     assert (found.messages, found.text, found.label) == ("talk", "text", "label")
+    assert write("instruction", models["gpt"], examples, "--label", "answer") == 2
+    assert "--label answer: all answers of a conversation in messages are learned" in capsys.readouterr().err
 
 
 def test_the_recipe_has_the_adapter_and_its_schedule(models, tmp_path):
