@@ -15,7 +15,9 @@ def run_command(room: str, help: str, commands: Mapping[str, ModuleType], argume
     parser = argparse.ArgumentParser(prog=f"python -m {room}", description=help)
     names = parser.add_subparsers(dest="command", required=True)
     for name, module in commands.items():
-        module.add_arguments(names.add_parser(name, help=module.__doc__, description=module.__doc__))
+        module.add_arguments(
+            names.add_parser(name, help=module.__doc__, description=module.__doc__, allow_abbrev=False)
+        )
     options, rest = parser.parse_known_args(arguments)
     if rest and hasattr(options, "overrides") and all("=" in word and word[0] != "-" for word in rest):
         options.overrides += rest  # argparse takes them in one piece only, and people put them anywhere
