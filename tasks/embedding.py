@@ -84,7 +84,7 @@ class Embedder:
             return row
         return [*row[: self.max_tokens - len(self.end)], *self.end]
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def encode_tokens(self, rows: Sequence[list[int]]) -> Tensor:
         """Vectors [N, D], fp32 on the CPU, of rows of 1 to `max_tokens` ids, special tokens included."""
         vector_ND, lengths = torch.empty(len(rows), self.dimensions), [len(row) for row in rows]

@@ -16,7 +16,7 @@ from model.layout import Layout, dense_mask
 from model.spec import AttentionSpec
 
 SHORT_ROW = 512
-"""Tokens of a row up to which two matrix products beat SDPA in bf16 on a CPU, if there is a backward pass."""
+"""Tokens of a row up to which two matrix products beat SDPA in bf16 on a CPU, outside of inference mode."""
 
 
 def attend_sdpa(
@@ -61,9 +61,11 @@ def with_mask(spec: AttentionSpec, x_BTD: Tensor, layout: Layout | None, keys: L
 
 
 def _prefers_products(q_BTHE: Tensor, k_BSKE: Tensor, spec: AttentionSpec) -> bool:
-    """SDPA has no softcap, and its backward pass (not the forward one) is slow for short rows in bf16 on a CPU."""
+    """SDPA has no softcap, and its backward pass is slow for short rows in bf16 on a CPU. Only inference mode says that there
+    will be none: a pass without gradients may be repeated with them, and then has to draw the same dropout."""
     queries, length = q_BTHE.shape[1], k_BSKE.shape[1]
-    slow = k_BSKE.requires_grad and k_BSKE.device.type == "cpu" and k_BSKE.dtype == torch.bfloat16 and queries > 1
+    slow = k_BSKE.device.type == "cpu" and k_BSKE.dtype == torch.bfloat16 and queries > 1
+    slow = slow and not torch.is_inference_mode_enabled()
     return spec.softcap is not None or (slow and max(queries, length) <= SHORT_ROW)
 
 

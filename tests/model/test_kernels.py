@@ -146,9 +146,21 @@ def test_documents_of_one_row_one_by_one_equal_reference(name, dtype):
     layout = Layout.packed([5, 145, 42])
     prepared = BACKENDS[-2].prepare(case.spec, q.flatten(2), layout, None)
     assert prepared is layout  # no mask of all by all
-    actual = attend_sdpa(q, k, v, spec=case.spec, layout=prepared, dropout=0.0)
     expected = attend_reference(q, k, v, spec=case.spec, layout=layout, dropout=0.0)
+    with torch.inference_mode():
+        actual = attend_sdpa(q, k, v, spec=case.spec, layout=prepared, dropout=0.0)
     assert_close(actual, expected, name, 1e-5 if dtype == torch.float32 else 2e-2)
+
+
+def test_a_pass_without_gradients_is_the_one_that_is_repeated_with_them():
+    """Dropout included, as GradCache's two passes need it."""
+    q, k, v = (x.to(torch.bfloat16) for x in BY_NAME["causal"].inputs(CPU, torch.float32, 16))
+    outputs = []
+    for gradients in (False, True):
+        torch.manual_seed(0)
+        with torch.set_grad_enabled(gradients):
+            outputs.append(attend_sdpa(q, k, v, spec=CAUSAL, layout=None, dropout=0.3))
+    assert torch.equal(*outputs)
 
 
 def test_cross_attention_sees_the_texts_and_not_their_padding():
