@@ -14,22 +14,21 @@ from tasks.dtype import add_dtype
 if TYPE_CHECKING:
     from tasks.checkpoints import Trained
 
-SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
-"""Options that say how tokens are drawn, by the names of model.sampling.Sampling."""
-
-UNSET = {"stop": [], "samples": 1, "beams": None, "logprobs": False, "prompt": None}
+SAMPLING = {"temperature": 0.8, "top_k": None, "top_p": 0.95, "min_p": None, "repetition_penalty": 1.0, "seed": None}
+"""Options that say how tokens are drawn and their defaults, by the names of model.sampling.Sampling."""
+DEFAULTS = {**SAMPLING, "prompt": None, "tokens": 200, "stop": [], "samples": 1, "beams": None, "logprobs": False}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="folder of a run, of a checkpoint, or Hugging Face's")
     parser.add_argument("--prompt", help="text to continue or to fill in; - reads it from standard input")
-    parser.add_argument("--tokens", type=int, default=200, help="most new tokens (default 200)")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default 0.8)")
+    parser.add_argument("--tokens", type=int, help="most new tokens (default 200)")
+    parser.add_argument("--temperature", type=float, help="0 takes the likeliest token (default 0.8)")
     parser.add_argument("--top-k", type=int, help="draw from the K likeliest tokens only")
-    parser.add_argument("--top-p", type=float, default=0.95, help="draw from the likeliest P of probability (0.95)")
+    parser.add_argument("--top-p", type=float, help="draw from the likeliest P of probability (0.95)")
     parser.add_argument("--min-p", type=float, help="draw from tokens at least P times as probable as the likeliest")
-    parser.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1: repeat less (default 1)")
-    parser.add_argument("--stop", action="append", default=[], help="text that ends the continuation; repeatable")
+    parser.add_argument("--repetition-penalty", type=float, help="above 1: repeat less (default 1)")
+    parser.add_argument("--stop", action="append", help="text that ends the continuation; repeatable")
     parser.add_argument("--seed", type=int, help="makes the draw repeatable; that of a file is 0 unless given")
     add_dtype(parser)
     files = parser.add_argument_group("many prompts")
@@ -38,9 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, help="jsonl to write, in the order of the input; a stopped command continues"
     )
     files.add_argument("--batch-size", type=int, default=32, help="texts written at a time; does not change them (32)")
-    files.add_argument("--samples", type=int, default=1, help="texts for each prompt (default 1)")
+    files.add_argument("--samples", type=int, help="texts for each prompt (default 1)")
     files.add_argument("--beams", type=int, help="search the most probable text with this many beams; nothing is drawn")
     files.add_argument("--logprobs", action="store_true", help="write the log-probability of each token as well")
+    parser.set_defaults(**DEFAULTS)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -77,14 +77,15 @@ def check(options: argparse.Namespace) -> None:
     else:
         refuse(options, ["prompt"], "is for a single text, and --input has many: leave one of them out")
     if options.beams is not None:
-        refuse(options, ("samples", "stop", "logprobs"), "has no effect on --beams, which find one text: leave it out")
+        without = (*SAMPLING, "samples", "stop", "logprobs")
+        refuse(options, without, "has no effect on --beams, which find one text: leave it out")
 
 
 def refuse(options: argparse.Namespace, names: Iterable[str], why: str) -> None:
     """Raises ConfigError if one of the options is given."""
     for name in names:
-        if getattr(options, name) != UNSET[name]:
-            raise ConfigError(f"--{name} {why}")
+        if getattr(options, name) != DEFAULTS[name]:
+            raise ConfigError(f"--{name.replace('_', '-')} {why}")
 
 
 def stream_text(trained: "Trained", text: str, options: argparse.Namespace) -> None:
@@ -97,7 +98,11 @@ def stream_text(trained: "Trained", text: str, options: argparse.Namespace) -> N
     model, tokenizer, objective = trained.model, trained.tokenizer, trained.objective
     prompt = encode_prompt(text, objective, tokenizer, frame(trained)[0])
     if objective.name == "masked_lm":
-        refuse(options, ["stop"], "has no effect on a model that names what [MASK] hides: leave it out")
+        refuse(
+            options,
+            ("tokens", *SAMPLING, "stop"),
+            "has no effect on a model that names what [MASK] hides: leave it out",
+        )
         print(fill_masks(model, prompt, tokenizer, model.embed_tokens.weight.device))
         return
     settings = {name: getattr(options, name) for name in SAMPLING}

@@ -28,7 +28,7 @@ from tasks.text_stream import StopText, TextStream
 
 SETTINGS = ("model", "dtype", "input", "tokens", *SAMPLING, "stop", "samples", "beams", "logprobs")
 """Options that change what is written."""
-WRITERS = ("stop", "samples", "beams", "logprobs")
+WRITERS = ("tokens", *SAMPLING, "stop", "samples", "beams", "logprobs")
 """Those of models that write."""
 
 

@@ -34,6 +34,8 @@ def test_bert_names_what_a_mask_hides(recipe, tmp_path):
     assert "| the model [MASK] a row" in run.stdout
     filled = task("generate", tmp_path / "runs/tiny", "--prompt", "the [MASK] reads a [MASK]")
     assert filled.returncode == 0, filled.stderr
+    drawn = task("generate", tmp_path / "runs/tiny", "--prompt", "the [MASK]", "--temperature", "0")
+    assert "--temperature has no effect on a model that names what [MASK] hides" in drawn.stderr
     prompt, *masks = filled.stdout.splitlines()
     assert prompt == "the [MASK] reads a [MASK]" and len(masks) == 2
     shares = [int(share) for share in re.findall(r"' (\d+)%", masks[0])]

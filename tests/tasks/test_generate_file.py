@@ -139,6 +139,7 @@ def test_an_existing_file_is_kept(gpt, prompts, tmp_path):
         (["--beams", "2", "--samples", "3"], "--samples has no effect on --beams"),
         (["--beams", "2", "--stop", "x"], "--stop has no effect on --beams"),
         (["--beams", "2", "--logprobs"], "--logprobs has no effect on --beams"),
+        (["--beams", "2", "--top-k", "5"], "--top-k has no effect on --beams"),
         (["--beams", "0"], "--beams 0 leaves nothing to write"),
         (["--samples", "0"], "--samples 0 leaves nothing to write"),
         (["--tokens", "0", "--beams", "2"], "--tokens 0 leaves nothing to write"),
