@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from config import ConfigError
 from tasks.dtype import add_dtype
@@ -16,7 +16,15 @@ if TYPE_CHECKING:
 
 SAMPLING = {"temperature": 0.8, "top_k": None, "top_p": 0.95, "min_p": None, "repetition_penalty": 1.0, "seed": None}
 """Options that say how tokens are drawn and their defaults, by the names of model.sampling.Sampling."""
-DEFAULTS = {**SAMPLING, "prompt": None, "tokens": 200, "stop": [], "samples": 1, "beams": None, "logprobs": False}
+DEFAULTS: dict[str, Any] = {
+    **SAMPLING,
+    "prompt": None,
+    "tokens": 200,
+    "stop": [],
+    "samples": 1,
+    "beams": None,
+    "logprobs": False,
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
