@@ -49,7 +49,7 @@ class _Keep(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if written := _written(func, args, kwargs or {}):
             self.kept[:] = [kept if written.isdisjoint(_memory(kept)) else None for kept in self.kept]
-        if _is_dear(func):
+        if _is_dear(func, args, kwargs or {}):
             self.kept.append(
                 out.detach() if torch.is_tensor(out) else [x.detach() if torch.is_tensor(x) else x for x in out]
             )
@@ -60,14 +60,17 @@ class _Reuse(_Keep):
     """Gives the results kept in place of computing them."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kept = self.kept.pop(0) if _is_dear(func) else None
+        kept = self.kept.pop(0) if _is_dear(func, args, kwargs or {}) else None
         return func(*args, **(kwargs or {})) if kept is None else kept
 
 
-def _is_dear(operator: Any) -> bool:
-    """Products and attention; norms, activations, rotations and casts are cheap."""
+def _is_dear(operator: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """Products and attention; norms, activations, rotations and casts are cheap. Attention with dropout has to come again,
+    or what is drawn after it would be drawn otherwise."""
     name = operator.__name__.split(".")[0]
-    return name in PRODUCTS or "attention" in name or "attn" in name
+    if "attention" in name or "attn" in name:
+        return not _values(operator, args, kwargs).get("dropout_p")
+    return name in PRODUCTS
 
 
 def _written(operator: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> set[int]:
@@ -75,9 +78,14 @@ def _written(operator: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> set[
     schema = getattr(operator, "_schema", None)
     if schema is None or not schema.is_mutable:
         return set()
-    values = {argument.name: value for argument, value in zip(schema.arguments, args, strict=False)} | kwargs
+    values = _values(operator, args, kwargs)
     names = [argument.name for argument in schema.arguments if argument.is_write]
     return set().union(*(_memory(values.get(name)) for name in names))
+
+
+def _values(operator: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What an operation was given, by name."""
+    return {argument.name: value for argument, value in zip(operator._schema.arguments, args, strict=False)} | kwargs
 
 
 def _memory(values: Any) -> set[int]:
