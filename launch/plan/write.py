@@ -14,7 +14,8 @@ from launch.files import write_file
 from launch.plan.option import DS_CONFIG, Option
 from launch.plan.reason import in_words
 from launch.plan.variants import is_written
-from launch.slurm.script import SlurmJob, sbatch_script
+from launch.slurm.request import SlurmJob
+from launch.slurm.script import sbatch_script
 
 HOUR = 3600
 LONGEST_JOB_HOURS = 24

@@ -12,7 +12,8 @@ from config import ConfigError
 from config.load import display_path
 from launch.files import write_file
 from launch.slurm.jobs import Record, jobs_of, read_record, slurm_command
-from launch.slurm.script import SlurmJob, check_job, is_array, log_folder, run_names, sbatch_script
+from launch.slurm.request import SlurmJob, check_job, is_array, log_folder, run_names
+from launch.slurm.script import sbatch_script
 
 HINTS = {
     "account": "`sacctmgr show associations user=$USER` lists your accounts, --account chooses one",

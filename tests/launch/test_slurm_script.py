@@ -9,7 +9,8 @@ import pytest
 
 from config import ConfigError
 from launch.__main__ import main
-from launch.slurm.script import SlurmJob, sbatch_script, time_seconds
+from launch.slurm.request import SlurmJob, time_seconds
+from launch.slurm.script import sbatch_script
 from launch.slurm.sweep import sweep
 from tests.conftest import ROOT
 
