@@ -30,7 +30,7 @@ class RunSection(Section):
     """Folder of the run under `folder`. Default: the recipe's file name."""
     folder: str = "runs"
     """Parent folder of all runs."""
-    seed: NonNegativeInt = 1337
+    seed: Annotated[int, Field(ge=0, lt=10**18)] = 1337
     """Seed of weights, order of the data and dropout."""
     resume: Literal["auto", "fresh", "replace", "must"] = "auto"
     """auto: continue from the newest intact checkpoint if there is one. fresh: set an existing run aside under a
