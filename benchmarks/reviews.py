@@ -26,7 +26,9 @@ LABELS, STARTS = ("pos", "neg"), ("pretrained", "random")
 TENTHS = {"test": (0,), "valid": (1,), "train": range(2, 10)}
 RATES = (3e-4, 1e-3)
 SEEDS = (1, 2, 3)
-FEW, EPOCHS_OF_FEW, EPOCHS = 1000, 10, 4
+FEW = 1000
+EPOCHS = {"few": (3, 10), "train": (1, 4)}
+"""Of each fine-tuning: soon done, and as long as the validation still rises."""
 ENGINE = ("engine.precision=bf16", "engine.kernel=reference")
 """Fastest for short rows of a small model on a CPU with AMX."""
 SHORTEST = 16
@@ -88,16 +90,17 @@ def pretrain(out: Path) -> None:
     command("train.py", out / "pretrain.yaml", f"run.folder={out}/runs")
 
 
-def finetune(out: Path, examples: str, start: str, rate: float, seed: int) -> Path:
+def finetune(out: Path, examples: str, epochs: int, start: str, rate: float, seed: int) -> Path:
     """The run of one fine-tuning, from the pretrained weights or from random ones."""
-    name = f"{examples}-{start}-{rate:g}-{seed}"
+    name = f"{examples}-{epochs}-{start}-{rate:g}-{seed}"
     files = ("--train", out / f"{examples}.jsonl", "--valid", out / "valid.jsonl", "--recipe", out / f"{name}.yaml")
     settings = [f"run.name={name}", f"run.folder={out}/runs", f"run.seed={seed}", f"optimizer.lr={rate}"]
     settings += ["model.dropout=0.1", "validation.metric=accuracy", "monitor.log_every_steps=20", *ENGINE]
     if start == "random":
         settings += ["run.start_from=''", f"data.examples.tokenizer={out}/corpora/reviews/tokenizer.json"]
-    epochs = ("--epochs", EPOCHS_OF_FEW if examples == "few" else EPOCHS)
-    command("-m", "tasks", "finetune", "classification", out / "runs" / "pretrain", *files, *epochs, *settings)
+    command(
+        "-m", "tasks", "finetune", "classification", out / "runs" / "pretrain", *files, "--epochs", epochs, *settings
+    )
     return out / "runs" / name
 
 
@@ -113,11 +116,11 @@ def tested(run: Path, out: Path) -> float:
     return result["metrics"]["accuracy"]
 
 
-def model_row(out: Path, examples: str, start: str) -> tuple[str, list[float], list[float]]:
+def model_row(out: Path, examples: str, epochs: int, start: str) -> tuple[str, list[float], list[float]]:
     """The best rate by validation, its validation accuracy by epoch, and the test accuracy of each seed."""
-    found = {rate: validated(finetune(out, examples, start, rate, SEEDS[0])) for rate in RATES}
+    found = {rate: validated(finetune(out, examples, epochs, start, rate, SEEDS[0])) for rate in RATES}
     rate = max(found, key=lambda rate: max(found[rate]))
-    tests = [tested(finetune(out, examples, start, rate, seed), out) for seed in SEEDS]
+    tests = [tested(finetune(out, examples, epochs, start, rate, seed), out) for seed in SEEDS]
     return f"{start} weights, lr {rate:g}", found[rate], tests
 
 
@@ -139,11 +142,14 @@ def floor_row(out: Path, examples: str) -> tuple[str, list[float], list[float]]:
     return f"TF-IDF + logistic regression, C {best:g}", [scores[best]], [models[best].score(*given["test"])]
 
 
-def polarity(out: Path, examples: str) -> Iterator[str]:
+def polarity(out: Path, examples: str, epochs: int) -> Iterator[str]:
     """Lines of a table."""
     count = len(texts(out / f"{examples}.jsonl"))
-    yield f"| {count:,} labels | validation by epoch, % | test, mean of {len(SEEDS)} seeds ± sd |\n| --- | --- | --- |"
-    for name, valid, tests in (*(model_row(out, examples, start) for start in STARTS), floor_row(out, examples)):
+    yield f"| {count:,} labels, {epochs} epochs | validation by epoch, % | test, mean of {len(SEEDS)} seeds ± sd |\n| --- | --- | --- |"
+    for name, valid, tests in (
+        *(model_row(out, examples, epochs, start) for start in STARTS),
+        floor_row(out, examples),
+    ):
         spread = f" ± {100 * statistics.stdev(tests):.1f}" if len(tests) > 1 else ""
         by_epoch = " ".join(f"{100 * accuracy:.1f}" for accuracy in valid)
         yield f"| {name} | {by_epoch} | {100 * statistics.mean(tests):.1f} %{spread} |"
@@ -198,7 +204,12 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     write_splits(options.folder, out)
     pretrain(out)
-    lines = [line for examples in ("few", "train") for line in (*polarity(out, examples), "")]
+    lines = [
+        line
+        for examples, lengths in EPOCHS.items()
+        for epochs in lengths
+        for line in (*polarity(out, examples, epochs), "")
+    ]
     lines += retrieval(out)
     table = "\n".join(lines)
     (out / "table.md").write_text(table + "\n")
