@@ -16,6 +16,7 @@ import tokenizers
 
 from benchmarks.stream import write_corpus
 from benchmarks.stream_peers import VOCAB_SIZE
+from config.data_schema import DataSection
 from config.objective_schema import (
     CausalLM,
     Contrastive,
@@ -25,7 +26,7 @@ from config.objective_schema import (
     SpanCorruption,
     row_shape,
 )
-from config.schema import BatchSection, DataSection
+from config.schema import BatchSection
 from data.manifest import Manifest
 from data.stream import open_stream
 from data.tokenizer import TOKENIZER_NAME, with_end_token

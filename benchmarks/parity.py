@@ -64,7 +64,8 @@ def compare(config: TransformerConfig, folder: Path) -> dict[str, float]:
     results = {"bert": of_bert, "t5": of_t5}.get(config.family, of_gpt)(ours.eval(), theirs)
     for loss in results["loss"]:
         loss.backward()
-    gradients = to_hf_names(loaded, {name: p.grad for name, p in ours.named_parameters(remove_duplicate=False)})  # type: ignore[misc]
+    named = {name: p.grad for name, p in ours.named_parameters(remove_duplicate=False) if p.grad is not None}
+    gradients = to_hf_names(loaded, named)
     expected = {name: p.grad for name, p in theirs.named_parameters()}
     assert gradients.keys() == expected.keys()
     ours_N, theirs_N = (torch.cat([grads[name].flatten() for name in expected]) for grads in (gradients, expected))
@@ -103,7 +104,7 @@ def of_bert(ours: Any, theirs: Any) -> dict[str, tuple[Tensor, Tensor]]:
     logits_BTV = ours.logits(ours(tokens_BT, layout=layout, token_types_BT=types_BT))
     return {
         "logits": (logits_BTV[text_BT], output[1][text_BT]),
-        "loss": (sum(loss.total / loss.count for loss in losses.values()), output.loss),  # type: ignore[dict-item]
+        "loss": (torch.stack([loss.total / loss.count for loss in losses.values()]).sum(), output.loss),
     }
 
 

@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -137,7 +138,7 @@ def _scheduled(n: int, paths: list[str]) -> Case:
 def cursor_row(config: RunConfig, tokens: int) -> Row:
     row, stream = Row("step", "cursor (samples done)", "O(log n)"), open_as(config, 0, 1)
     for n in (10**power for power in range(2, len(str(tokens // ROW_LENGTH)))):
-        row.costs[n] = measure(lambda n=n: stream.step(n // ROWS_EACH * ROWS_EACH))  # type: ignore[misc]
+        row.costs[n] = measure(partial(stream.step, n // ROWS_EACH * ROWS_EACH))
     return row
 
 
@@ -154,10 +155,10 @@ def arithmetic_rows(sizes: Sizes) -> list[Row]:
         Row("derive and plan", "ranks", "O(log n)"),
         Row("batch size of a step", "phases of a ramp", "O(log n)"),
     )
-    derived.costs = {n: measure(lambda n=n: planned(n)) for n in sizes.ranks}  # type: ignore[misc]
+    derived.costs = {n: measure(partial(planned, n)) for n in sizes.ranks}
     for n in sizes.phases:
         batch = scale_config(["corpus"], ramp=n).batch
-        ramp.costs[n] = measure(lambda batch=batch: batch_size_at(batch, 10**12, ROW_LENGTH))  # type: ignore[misc]
+        ramp.costs[n] = measure(partial(batch_size_at, batch, 10**12, ROW_LENGTH))
     return [derived, ramp]
 
 
@@ -166,7 +167,7 @@ def metrics_row(root: Path, sizes: Sizes) -> Row:
     row, path = Row("start: metrics.jsonl", "steps done", "O(n)"), root / "metrics.jsonl"
     for n in sizes.steps:
         path.write_text("".join(f'{{"step": {step}, "loss": 2.5, "seconds": 0.5}}\n' for step in range(1, n + 1)))
-        row.costs[n] = measure(lambda n=n: forget_after(path, n - 10), repeats=1)  # type: ignore[misc]
+        row.costs[n] = measure(partial(forget_after, path, n - 10), repeats=1)
     return row
 
 

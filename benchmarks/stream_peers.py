@@ -19,7 +19,8 @@ Start = Callable[[int], Iterator[Any]]
 
 
 def groundwork(folder: Path, **options: Any) -> Start:
-    from config.schema import BatchSection, DataSection
+    from config.data_schema import DataSection
+    from config.schema import BatchSection
     from data.stream import open_stream
 
     section = {"datasets": [{"path": str(folder)}], "row_length": ROW_LENGTH, "prefetch_steps": 0, **options}

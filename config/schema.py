@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from config.adapter_schema import NO_ADAPTER, AdapterConfig, check_adapter
-from config.contrastive_schema import PairsSection
 from config.count import count_parameters
+from config.data_schema import DataSection
 from config.model_schema import ModelConfig
 from config.monitor_schema import MonitorSection
 from config.objective_check import check_objective, fill_objective
@@ -18,7 +18,6 @@ from config.objective_schema import CAUSAL_LM, ObjectiveConfig
 from config.optimizer_schema import OptimizerSection
 from config.parallel import check_parallel
 from config.section import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
-from config.supervised_schema import ExamplesSection
 from config.transformer_schema import Recompute
 from config.validation_schema import ValidationSection
 
@@ -40,67 +39,6 @@ class RunSection(Section):
     that it lacks get initial weights. A run that continues from a checkpoint does not read it again."""
     accept_changes: bool = False
     """Continue although settings that change the result differ from the checkpoint's."""
-
-
-class DatasetSection(Section):
-    """One prepared corpus of the mixture."""
-
-    path: str
-    """Folder written by `python -m data prepare`."""
-    weight: PositiveFloat = 1.0
-    """Share of this corpus in the mixture, relative to the others."""
-
-
-class MixturePhase(Section):
-    """New mixture weights from a point of the run on."""
-
-    from_tokens: PositiveInt
-    """First training token of the phase, rounded up to a whole row."""
-    weights: Annotated[tuple[NonNegativeFloat, ...], Field(strict=False)]
-    """One weight for each dataset, in the order of `datasets`."""
-
-    @model_validator(mode="after")
-    def _check_weights(self) -> "MixturePhase":
-        if not any(self.weights):
-            raise ValueError("weights are all 0, so that there is nothing to read: give a dataset a share")
-        return self
-
-
-class DataSection(Section):
-    """What the model reads."""
-
-    datasets: Annotated[tuple[DatasetSection, ...], Field(strict=False)] = ()
-    """Prepared corpora to mix."""
-    examples: ExamplesSection | None = None
-    """Labelled examples, in place of `datasets`, for the objectives that learn from them."""
-    pairs: PairsSection | None = None
-    """Labelled pairs of texts, in place of `datasets`, for objective contrastive_pairs."""
-    mixture_schedule: Annotated[tuple[MixturePhase, ...], Field(strict=False)] = ()
-    """Later phases with other weights."""
-    row_length: PositiveInt = 1024
-    """Tokens T in one row (sequence)."""
-    shuffle: Literal["full", "blocks", "none"] = "full"
-    """full: every row of an epoch in random order. blocks: random blocks of `shuffle_block_rows`, then random rows
-    within a window of blocks, for slow storage. none: as written."""
-    shuffle_block_rows: PositiveInt = 512
-    """Rows read in sequence under `shuffle: blocks`."""
-    shuffle_window_blocks: PositiveInt = 64
-    """Blocks mixed with each other under `shuffle: blocks`."""
-    document_masking: bool = False
-    """Keep attention and positions inside each document of a row; the first token of a document is not predicted from
-    the one before it."""
-    prefetch_steps: NonNegativeInt = 4
-    """Global batches prepared ahead by a background thread; 0 reads in the foreground."""
-
-    @model_validator(mode="after")
-    def _check_schedule(self) -> "DataSection":
-        for before, after in pairwise(self.mixture_schedule):
-            if before.from_tokens >= after.from_tokens:
-                raise ValueError(
-                    f"mixture_schedule follows the run, but its from_tokens {before.from_tokens:,} is followed by "
-                    f"{after.from_tokens:,}: order them"
-                )
-        return self
 
 
 class BatchPhase(Section):

@@ -1,7 +1,7 @@
 """From addresses of rows to the batch that an objective learns from."""
 
+from config.data_schema import DataSection
 from config.objective_schema import CausalLM, Contrastive, MaskedLM, ObjectiveConfig, SpanCorruption, row_shape
-from config.schema import DataSection
 from data.batch import Collate, causal_rows
 from data.crops import crop_rows
 from data.fim import fim_rows

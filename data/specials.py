@@ -1,8 +1,8 @@
 """Special tokens of the objectives. A corpus holds none of them, so that one corpus serves every model."""
 
 from config.contrastive_schema import Similarity
+from config.data_schema import DataSection
 from config.objective_schema import SENTINELS, CausalLM, MaskedLM, ObjectiveConfig
-from config.schema import DataSection
 from config.supervised_schema import SequenceToSequence, Supervised
 from data.dataset import load_tokenizer
 from data.tokenizer import Tokenizer

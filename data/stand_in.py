@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from config import DataError, RunConfig
-from config.schema import DatasetSection
+from config.data_schema import DatasetSection
 from data.manifest import MANIFEST_NAME
 from data.prepare import PrepareOptions, prepare
 

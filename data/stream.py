@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from config import DataError
 from config.batch_ramp import batch_size_at
+from config.data_schema import DataSection
 from config.objective_schema import CAUSAL_LM, ObjectiveConfig, row_shape
-from config.schema import BatchSection, DataSection
+from config.schema import BatchSection
 from data.batch import Batch, Collate, causal_rows, read_batches
 from data.blend import Mixture, Phase
 from data.collate import make_collate

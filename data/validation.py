@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from config.data_schema import DataSection
 from config.objective_schema import CAUSAL_LM, ObjectiveConfig, row_shape
-from config.schema import DataSection
 from data.batch import Batch, Collate, read_batches
 from data.blend import Blend
 from data.collate import make_collate

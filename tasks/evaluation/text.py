@@ -8,8 +8,8 @@ import torch
 
 from config import ConfigError, DataError
 from config.contrastive_schema import Similarity
+from config.data_schema import DataSection
 from config.objective_schema import WRITE_TEXT, MaskedLM, PrefixLM, SpanCorruption, row_shape
-from config.schema import DataSection
 from data.batch import IGNORE, Batch
 from data.dataset import load_tokenizer, open_dataset
 from data.documents import ReadOptions, read_all

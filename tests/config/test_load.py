@@ -15,7 +15,7 @@ from pydantic import Field
 from config import ConfigError, RunConfig, dump_recipe, load_recipe
 from config.load import apply_overrides, validate
 from config.recipe_yaml import parse_yaml
-from config.schema import Section
+from config.section import Section
 
 ROOT = Path(__file__).parents[2]
 RECIPE = """\

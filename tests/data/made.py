@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
+from config.data_schema import DataSection
 from config.objective_schema import ObjectiveConfig
-from config.schema import BatchSection, DataSection
+from config.schema import BatchSection
 from data.manifest import Manifest, ShardEntry
 from data.shard import ShardWriter, token_dtype
 from data.stream import Stream, open_stream

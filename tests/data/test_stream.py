@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from config import DataError
-from config.schema import BatchSection, DataSection
+from config.data_schema import DataSection
+from config.schema import BatchSection
 from data.batch import IGNORE
 from data.blend import Mixture, Phase
 from data.manifest import Manifest, ShardEntry

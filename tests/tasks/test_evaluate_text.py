@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from config import ConfigError, DataError
-from config.schema import DataSection
+from config.data_schema import DataSection
 from data.dataset import load_tokenizer, open_dataset
 from data.validation import open_validation
 from tasks.checkpoints import load_model
