@@ -18,10 +18,13 @@ from config.parallel import data_rank_and_size
 from config.rendezvous import rank_and_size
 
 if TYPE_CHECKING:
+    from data.batch import Batch
     from data.stream import Stream
     from data.tokenizer import Tokenizer
     from engine.checkpoint import RunState
     from engine.dist import World
+    from engine.engine import Engine
+    from engine.monitor import Monitor
     from engine.runs import Run
 
 
@@ -93,7 +96,6 @@ def take_steps(
     from engine.fault import StopRequest
     from engine.inspection import Inspector
     from engine.monitor import Monitor
-    from engine.sample import sample_text
     from engine.scores import bytes_per_target
 
     state, last, stopping = run.state, config.schedule.steps, 0
@@ -122,11 +124,7 @@ def take_steps(
 
                 stopping = stop.agreed(world)
                 if config.validation.is_due(state.step, last):
-                    found = engine.validate(held_out)
-                    monitor.validation(state.step, found)
-                    state = state.judged(found, config.validation.metric)
-                    if config.monitor.sample_tokens and config.objective.name in WRITE_TEXT:
-                        monitor.sample(state.step, sample_text(engine, tokenizer, state.step))
+                    state = validate(config, state, engine, held_out, tokenizer, monitor)
                 is_best = config.validation.keep_best and state.best_step == state.step
                 if is_best or config.checkpoint.is_due(state.step, last, bool(stopping) or state.is_over(config)):
                     keep = config.checkpoint.keep_last, config.validation.keep_best
@@ -134,6 +132,24 @@ def take_steps(
         if not state.is_over(config):
             monitor.say(stop.farewell(stopping, state.step, path if config.checkpoint.every_steps else None))
     return state, stopping
+
+
+def validate(
+    config: RunConfig,
+    state: "RunState",
+    engine: "Engine",
+    held_out: "list[Batch]",
+    tokenizer: "Tokenizer",
+    monitor: "Monitor",
+) -> "RunState":
+    """The state after a validation, which the monitor records with a sample of what the model writes."""
+    from engine.sample import sample_text
+
+    found = engine.validate(held_out)
+    monitor.validation(state.step, found)
+    if config.monitor.sample_tokens and config.objective.name in WRITE_TEXT:
+        monitor.sample(state.step, sample_text(engine, tokenizer, state.step))
+    return state.judged(found, config.validation.metric)
 
 
 def check(command: CommandLine, stream: "Stream") -> int:
